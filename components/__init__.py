@@ -1,0 +1,1 @@
+"""The stages, one folder each; a stage never imports another."""

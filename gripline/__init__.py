@@ -1,0 +1,1 @@
+"""What the stages of gripline share: configuration, types, policies, environments, rollouts, algorithms, tracking."""

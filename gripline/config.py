@@ -1,0 +1,222 @@
+"""Every schema of a run. A profile lists only what differs from the defaults here; unknown keys are errors.
+
+This module imports nothing heavy: a configuration error is answered before torch, Ray or MuJoCo are touched.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Range = Annotated[tuple[float, float], Field(description="low and high bound, low <= high")]
+
+
+class EnvConfig(Section):
+    suite: str = "metaworld"
+    tasks: tuple[str, ...] = Field(min_length=1)
+    image_size_px: int = Field(default=64, ge=16, le=1024)
+    hold_steps: int = Field(default=8, ge=1, le=64)
+    """Control steps for which one action is held. Averaged-out noise does not explore; held actions do."""
+    horizon_steps: int = Field(default=112, ge=1)
+    renderer: Literal["auto", "osmesa", "egl"] = "auto"
+    lean: bool = True
+    """Skip what the stock simulator computes and nobody reads (docs/decisions says what, a test shows equal success)."""
+
+
+class VariationConfig(Section):
+    """How demonstrations and training episodes vary what the camera sees. Each is drawn per initial state."""
+
+    camera_m: float = Field(default=0.0, ge=0, le=0.3)
+    """Largest camera shift along each axis of its frame; it keeps aiming at the scene."""
+    light: Range = (1.0, 1.0)
+    colour: Range = (1.0, 1.0)
+    """Range of the gain on each colour channel."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name in ("light", "colour"):
+            low, high = self.light if name == "light" else self.colour
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: low {low} and high {high} must satisfy 0 < low <= high")
+        return self
+
+
+class OodConfig(Section):
+    """The shifts that out-of-distribution episodes are tested under. Each lies outside of what training varied."""
+
+    camera_m: float = Field(default=0.06, gt=0, le=0.5)
+    light: float = Field(default=0.5, gt=0)
+    colour: tuple[float, float, float] = (0.75, 1.0, 1.2)
+
+
+class SplitsConfig(Section):
+    """How many initial states each list holds, per task. Lists are content-hashed and never overlap."""
+
+    train_per_task: int = Field(default=2000, ge=1)
+    val_per_task: int = Field(default=16, ge=1)
+    iid_per_task: int = Field(default=40, ge=1)
+    ood_per_task: int = Field(default=20, ge=1)
+    """For each OOD axis."""
+    ablation_per_task: int = Field(default=20, ge=1)
+    """For each ablation; taken from the IID list, so that they compare pairwise. Not larger than iid_per_task."""
+    ood: OodConfig = OodConfig()
+
+    @model_validator(mode="after")
+    def _ablations_are_iid_episodes(self) -> Self:
+        if self.ablation_per_task > self.iid_per_task:
+            raise ValueError(f"ablation_per_task {self.ablation_per_task} exceeds iid_per_task {self.iid_per_task}")
+        return self
+
+
+class PolicyConfig(Section):
+    """Which architecture; `gripline.policies` holds the presets. Used only where no checkpoint is given."""
+
+    preset: Literal["tiny", "7b"] = "tiny"
+    num_actions: int = Field(default=1, ge=1, le=64)
+    """Actions in a chunk (K)."""
+    use_proprio: bool = False
+
+
+class DemosConfig(Section):
+    per_task: int = Field(default=2, ge=1)
+    """Successful demonstrations of the scripted expert; failed attempts are discarded and counted."""
+    frame_stride: int = Field(default=2, ge=1)
+    """Keep every n-th control step of a demonstration."""
+    views: int = Field(default=1, ge=1)
+    """Renderings of each frame, each under a variation of its own."""
+    held_out_per_task: int = Field(default=1, ge=1)
+    """Further demonstrations kept for the held-out loss; never trained on."""
+    workers: int = Field(default=2, ge=1, le=256)
+
+
+class LoraConfig(Section):
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class SftConfig(Section):
+    method: Literal["full", "lora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    steps: int = Field(default=220, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    lr: float = Field(default=1e-3, gt=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_steps: int = Field(default=20, ge=0)
+    label_sigma_bins: float = Field(default=12.0, ge=0)
+    """Width of the Gaussian over neighbouring bins that a label is smoothed with; 0 is plain cross-entropy."""
+    shift_px: int = Field(default=3, ge=0)
+    """Augmentation: random image shifts of up to this many pixels."""
+    brightness: Range = (0.85, 1.15)
+    eval_every: int = Field(default=50, ge=1)
+    """Steps between two measurements of the held-out loss."""
+    threads: int = Field(default=2, ge=1)
+
+
+class RlConfig(Section):
+    method: Literal["full", "lora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    iterations: int = Field(default=40, ge=1)
+    groups_per_task: int = Field(default=6, ge=1)
+    """Groups with mixed outcomes that an update is made of, per task."""
+    group_size: int = Field(default=8, ge=2)
+    """Episodes from one initial state; their mean is the baseline, so one episode carries no signal."""
+    max_rounds: int = Field(default=2, ge=1)
+    """Dynamic sampling draws at most this many rounds of groups for an update."""
+    keep_success: Range = (0.1, 0.9)
+    """A group is used when its success rate lies within these bounds."""
+    temperature: float = Field(default=1.6, gt=0)
+    normalise_std: bool = True
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    clip_high: float = Field(default=0.28, gt=0)
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the k3 estimate of KL(policy || SFT policy)."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    lr: float = Field(default=3e-4, gt=0, le=1)
+    lr_final_fraction: float = Field(default=0.3, gt=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    epochs: int = Field(default=2, ge=1)
+    minibatch_chunks: int = Field(default=256, ge=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    freeze_tower: bool = False
+    checkpoint_every: int = Field(default=5, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    validate_every: int = Field(default=10, ge=1)
+    """Iterations between greedy evaluations on the validation list; the best of them is handed on."""
+    env_workers: int = Field(default=2, ge=1, le=4096)
+    slots_per_worker: int = Field(default=8, ge=1, le=4096)
+    learner_threads: int = Field(default=2, ge=1)
+    logprob_tolerance: float = Field(default=1e-3, gt=0)
+    """Before the first update: largest allowed gap between behaviour log-probs and the learner's own."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        low, high = self.keep_success
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"keep_success: low {low} and high {high} must satisfy 0 <= low < high <= 1")
+        return self
+
+
+class EvalConfig(Section):
+    env_workers: int = Field(default=2, ge=1, le=4096)
+    slots_per_worker: int = Field(default=8, ge=1, le=4096)
+    videos: int = Field(default=3, ge=0, le=20)
+    """Episodes replayed for people to look at: a success and a failure of each kind first."""
+    video_size_px: int = Field(default=320, ge=256, le=1024)
+    indifference_threshold: float = Field(default=0.1, ge=0, le=1)
+    """Success left without an input (image, text) above this share of the intact success raises a warning."""
+
+
+class PromoteConfig(Section):
+    min_gain: float = Field(default=0.0, ge=0, le=1)
+    """The lower 95 % bound of RL - SFT on IID must exceed this."""
+    ood_tolerance: float = Field(default=0.1, ge=0, le=1)
+    """No OOD axis may fall by more than this."""
+    gate_min_success: float = Field(default=0.02, ge=0, le=1)
+    """RL does not start when the SFT policy's IID success lies below: a sparse reward would never be seen."""
+    gate_max_success: float = Field(default=0.98, ge=0, le=1)
+    registered_name: str = "gripline-policy"
+
+
+class TrackingConfig(Section):
+    uri: str = ""
+    """MLflow tracking URI; empty means an SQLite file beside the run directories."""
+    experiment: str = "gripline"
+
+
+class Profile(Section):
+    """One complete run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    description: str = ""
+    seed: int = Field(default=1, ge=0, le=2**31 - 1)
+    env: EnvConfig
+    variation: VariationConfig = VariationConfig()
+    splits: SplitsConfig = SplitsConfig()
+    policy: PolicyConfig = PolicyConfig()
+    demos: DemosConfig = DemosConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
+    eval: EvalConfig = EvalConfig()
+    promote: PromoteConfig = PromoteConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _ood_lies_outside_of_training(self) -> Self:
+        ood = self.splits.ood
+        if ood.camera_m <= self.variation.camera_m:
+            raise ValueError(
+                f"splits.ood.camera_m {ood.camera_m} lies within variation.camera_m {self.variation.camera_m}: "
+                "an OOD shift must be larger than what training varies"
+            )
+        low, high = self.variation.light
+        if low <= ood.light <= high:
+            raise ValueError(f"splits.ood.light {ood.light} lies within variation.light {low}…{high}")
+        low, high = self.variation.colour
+        if all(low <= gain <= high for gain in ood.colour):
+            raise ValueError(f"splits.ood.colour {ood.colour} lies within variation.colour {low}…{high}")
+        return self
