@@ -56,7 +56,9 @@ class OodConfig(Section):
 class SplitsConfig(Section):
     """How many initial states each list holds, per task. Lists are content-hashed and never overlap."""
 
-    train_per_task: int = Field(default=2000, ge=1)
+    seed: int = Field(default=0, ge=0)
+    """Decides the test lists alone, so that runs with different training seeds are tested on the same episodes."""
+    train_per_task: int = Field(default=1000, ge=1)
     val_per_task: int = Field(default=16, ge=1)
     iid_per_task: int = Field(default=40, ge=1)
     ood_per_task: int = Field(default=20, ge=1)
@@ -72,6 +74,30 @@ class SplitsConfig(Section):
         return self
 
 
+class TinyConfig(Section):
+    """Sizes of preset 'tiny'. What each part does: `gripline.policies.architecture`."""
+
+    tower_channels: tuple[int, ...] = Field(default=(24, 48, 64), min_length=1)
+    tower_out_channels: int = Field(default=32, ge=1)
+    standardise: Literal["none", "channel"] = "channel"
+    mean_image: bool = True
+    visual_tokens: int = Field(default=8, ge=1)
+    """Per camera."""
+    width: int = Field(default=96, ge=8)
+    depth: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+    mlp_width: int = Field(default=256, ge=8)
+    cosine_features: int = Field(default=16, ge=1)
+    max_text_tokens: int = Field(default=12, ge=2)
+    """Longest instruction in words, plus one."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} is not a multiple of twice the heads {self.heads}")
+        return self
+
+
 class PolicyConfig(Section):
     """Which architecture; `gripline.policies` holds the presets. Used only where no checkpoint is given."""
 
@@ -79,6 +105,8 @@ class PolicyConfig(Section):
     num_actions: int = Field(default=1, ge=1, le=64)
     """Actions in a chunk (K)."""
     use_proprio: bool = False
+    tiny: TinyConfig = TinyConfig()
+    """Read by preset 'tiny' only."""
 
 
 class DemosConfig(Section):
@@ -122,7 +150,9 @@ class RlConfig(Section):
     lora: LoraConfig = LoraConfig()
     iterations: int = Field(default=40, ge=1)
     groups_per_task: int = Field(default=6, ge=1)
-    """Groups with mixed outcomes that an update is made of, per task."""
+    """Groups drawn per task and round."""
+    min_mixed_groups: int = Field(default=6, ge=1)
+    """Dynamic sampling draws further rounds until at least so many groups have mixed outcomes; all of them are used."""
     group_size: int = Field(default=8, ge=2)
     """Episodes from one initial state; their mean is the baseline, so one episode carries no signal."""
     max_rounds: int = Field(default=2, ge=1)
@@ -131,6 +161,8 @@ class RlConfig(Section):
     """A group is used when its success rate lies within these bounds."""
     temperature: float = Field(default=1.6, gt=0)
     normalise_std: bool = True
+    loss_mean: Literal["sequence", "token"] = "sequence"
+    """'sequence': mean over episodes of the mean over their tokens; 'token': every token weighs the same."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     clip_high: float = Field(default=0.28, gt=0)
     kl_coef: float = Field(default=0.0, ge=0)

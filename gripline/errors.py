@@ -20,7 +20,9 @@ class UserError(Exception):
         self.where, self.field, self.problem, self.next_step = where, field, problem, next_step
         parts = [part for part in (where, field) if part]
         line = ": ".join([*parts, problem]) + (f"; {next_step}" if next_step else "")
-        super().__init__(" ".join(line.split()))
+        self.line = " ".join(line.split())
+        """What to print. Not `str(error)`: Ray puts a remote traceback into that."""
+        super().__init__(self.line)
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str, str]]:
         """Survive the trip between processes: an exception is pickled by its arguments."""

@@ -4,12 +4,14 @@ A pipeline step has no terminal. It appends one JSON object per event to the fil
 front end draws them), and prints the same as a plain line, which is what a pod's log shows.
 """
 
+import errno
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from gripline.errors import UserError
 
@@ -17,7 +19,10 @@ FILE_VARIABLE = "GRIPLINE_PROGRESS"
 
 
 def emit(stage: str, event: str, *, text: str = "", done: int = 0, total: int = 0, **metrics: float) -> None:
-    """Append one event. event: 'start', 'advance', 'note', 'warn', 'end' or 'error'; total 0 means unknown length."""
+    """Append one event; total 0 means unknown length.
+
+    event: 'start', 'advance', 'note', 'warn', 'end', 'error' (the user can mend it) or 'crash' (we must).
+    """
     record = {"time_s": time.time(), "stage": stage, "event": event, "text": text, "done": done, "total": total}
     record["metrics"] = {name: float(value) for name, value in metrics.items()}
     path = os.environ.get(FILE_VARIABLE)
@@ -36,13 +41,31 @@ def stage(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        emit(name, "error", text=str(error))
-        print(f"gripline: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        _give_up(name, error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = str(error.filename) if error.filename else name
+            _give_up(name, UserError(where, "", "the disk is full", "free space and start the same run again"))
+        _announce_crash(name, error)
+        raise
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         # Not handled here, only announced: the front end must know which stage broke before the process is gone.
-        emit(name, "error", text=f"{type(error).__name__}: {error}")
+        _announce_crash(name, error)
         raise
     emit(name, "end")
+
+
+def _give_up(stage_name: str, error: UserError) -> NoReturn:
+    with suppress(OSError):  # nor can this be written on a full disk
+        emit(stage_name, "error", text=error.line)
+        print(f"gripline: {error.line}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def _announce_crash(stage_name: str, error: BaseException) -> None:
+    lines = f"{type(error).__name__}: {error}".splitlines()
+    from_elsewhere = any(line.startswith("  File ") for line in lines)  # Ray's errors hold a remote traceback
+    with suppress(OSError):
+        emit(stage_name, "crash", text=lines[-1 if from_elsewhere else 0][:300])

@@ -6,7 +6,7 @@ A action dimensions, T chunks of an episode, V action bins, L text tokens.
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -167,28 +167,19 @@ class Policy(Protocol):
         """
 
 
-@dataclass
-class Episode:
-    """One finished episode. The trajectory arrays are empty where the caller did not ask to keep them.
+@dataclass(frozen=True)
+class Trajectory:
+    """What the learner needs of one episode: the T chunks that were really executed, nothing after success.
 
-    Example (kept, 5 chunks, one camera of 64 px, K=1, A=4): `images_TNHWC` uint8 (5, 1, 64, 64, 3), `tokens_TKA` (5, 1, 4).
+    Example (5 chunks, one camera of 64 px, K=1, A=4): `images_TNHWC` uint8 (5, 1, 64, 64, 3), `tokens_TKA` int64 (5, 1, 4).
     """
 
-    spec: EpisodeSpec
-    success: bool
-    num_steps: int
-    """Control steps executed, the successful one included."""
-    num_chunks: int
+    instruction: str
     images_TNHWC: np.ndarray
     proprio_TP: np.ndarray
     tokens_TKA: np.ndarray
     logprobs_TKA: np.ndarray
-    """Behaviour log-probs, recorded when the action was sampled."""
-    policy_version: int = 0
-    error: str = ""
-    """Not empty: the simulator failed (an infra error), `success` says nothing about the policy."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Where the time went: 'reset', 'step', 'policy_wait'."""
+    """Behaviour log-probs, recorded when each action was sampled."""
 
 
 class EpisodeRecord(_Value):

@@ -1,0 +1,1 @@
+"""The demonstrations stage: scripted experts show the tasks."""

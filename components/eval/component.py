@@ -1,0 +1,76 @@
+"""The `evaluate`, `gate` and `promote` steps as pipeline components."""
+
+from kfp import dsl
+
+from gripline.stages import STEP_IMAGE
+
+
+@dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
+def evaluate(
+    context: str,
+    config: str,
+    stage_name: str,
+    policy: dsl.Input[dsl.Model],
+    splits: dsl.Input[dsl.Artifact],
+    results: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Run every test episode once. stage_name: 'sft' or 'rl', whose policy this is."""
+    from gripline.progress import stage
+
+    with stage(f"eval-{stage_name}"):
+        from components.eval.evaluate import run
+
+        numbers = run(
+            context=context,
+            config=config,
+            splits_path=splits.path,
+            policy_uri=policy.metadata["uri"],
+            stage=stage_name,
+            results_path=results.path,
+        )
+        metrics.metadata.update(numbers)
+
+
+@dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
+def gate(context: str, config: str, results: dsl.Input[dsl.Dataset]) -> None:
+    """Stop the run where RL could not learn from a 0/1 reward."""
+    from gripline.progress import stage
+
+    with stage("gate"):
+        from components.eval.gate import run
+
+        run(context=context, config=config, results_path=results.path)
+
+
+@dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
+def promote(
+    context: str,
+    config: str,
+    splits: dsl.Input[dsl.Artifact],
+    sft_policy: dsl.Input[dsl.Model],
+    rl_policy: dsl.Input[dsl.Model],
+    sft_results: dsl.Input[dsl.Dataset],
+    rl_results: dsl.Input[dsl.Dataset],
+    report: dsl.Output[dsl.HTML],
+    table: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Compare both policies on the same episodes, write the report, and promote the better one."""
+    from gripline.progress import stage
+
+    with stage("promote"):
+        from components.eval.promote import run
+
+        numbers = run(
+            context=context,
+            config=config,
+            splits_path=splits.path,
+            sft_results_path=sft_results.path,
+            rl_results_path=rl_results.path,
+            sft_uri=sft_policy.metadata["uri"],
+            rl_uri=rl_policy.metadata["uri"],
+            report_path=report.path,
+            markdown_path=table.path,
+        )
+        metrics.metadata.update(numbers)

@@ -1,0 +1,102 @@
+"""The evaluation stage: every listed episode exactly once, greedy, the same numbers on any number of workers."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from gripline import progress
+from gripline.checkpoint import check_fits, checkpoint_hash, read_manifest
+from gripline.envs.suites import env_spec
+from gripline.errors import UserError
+from gripline.results import ResultsWriter
+from gripline.splits import Splits
+from gripline.stages import EvalStage, RunContext
+from gripline.store import RunStore, StageResult, digest, fetch
+from gripline.summary import summarise_policy
+from gripline.types import EpisodeRecord, EpisodeSpec
+
+
+def run(
+    *, context: str, config: str, splits_path: str, policy_uri: str, stage: str, results_path: str
+) -> dict[str, Any]:
+    """Evaluate the policy at `policy_uri` on the IID, OOD and ablation lists; results go to `results_path` as JSONL.
+
+    stage: 'sft' or 'rl', whose policy this is. Returns scalar metrics. What an interrupted evaluation finished is kept.
+    """
+    run_context = RunContext.model_validate_json(context)
+    section = EvalStage.model_validate_json(config)
+    store = RunStore(run_context.run_dir)
+    directory = fetch(policy_uri)
+    check_fits(policy_uri, read_manifest(directory), env_spec(section.env), hold_steps=section.env.hold_steps)
+    specs = Splits.read(splits_path).tested
+    name = f"eval-{stage}"
+    fingerprint = digest(section.env.model_dump_json(), checkpoint_hash(directory), *(spec.key for spec in specs))
+    kept = store.pull(f"{name}/results.jsonl")
+    finished = StageResult.find(store, name, fingerprint)
+    if finished is None:
+        from gripline.tracking import stage_run
+
+        with stage_run(run_context, name) as tracker:
+            outputs = _evaluate(section, directory, specs, kept, name)
+            tracker.log_metrics({key: float(value) for key, value in outputs.items()}, 0)
+            tracker.log_artifact(kept, "")
+        store.push(f"{name}/results.jsonl")
+        finished = StageResult(fingerprint=fingerprint, outputs=outputs)
+        finished.write(store, name)
+    else:
+        progress.emit(name, "note", text="already finished, kept")
+    Path(results_path).parent.mkdir(parents=True, exist_ok=True)
+    Path(results_path).write_bytes(kept.read_bytes())
+    return dict(finished.outputs)
+
+
+def _evaluate(section: EvalStage, directory: Path, specs: list[EpisodeSpec], path: Path, name: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = ResultsWriter(path)
+    todo = writer.missing(specs)
+    if len(todo) < len(specs):
+        progress.emit(name, "note", text=f"{len(specs) - len(todo)} of {len(specs)} episodes kept from before")
+    try:
+        if todo:
+            _run_episodes(section, directory, todo, writer, name, len(specs))
+        records = writer.finish(specs)
+    finally:
+        writer.close()
+    metrics = {"iid_success": summarise_policy(records).iid.success}
+    return metrics | {
+        "episodes": len(records),
+        "errors": sum(bool(record.error) for record in records),
+        "env_steps": sum(record.num_steps for record in records),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _run_episodes(
+    section: EvalStage, directory: Path, todo: list[EpisodeSpec], writer: ResultsWriter, name: str, total: int
+) -> None:
+    import ray
+
+    from gripline.rollout.actors import Decoding
+    from gripline.rollout.engine import RolloutEngine
+
+    progress.emit(name, "note", text="starting Ray actors")
+    try:
+        engine = RolloutEngine(
+            section.env,
+            str(directory),
+            num_workers=section.eval.env_workers,
+            slots_per_worker=section.eval.slots_per_worker,
+        )
+        seen: list[EpisodeRecord] = []
+        for episode in engine.run(todo, Decoding(greedy=True)):
+            writer.append(episode.record)
+            seen.append(episode.record)
+            iid = [record.success for record in seen if record.spec.axis == "iid" and not record.error]
+            done = total - len(todo) + len(seen)
+            progress.emit(name, "advance", done=done, total=total, iid_success=sum(iid) / max(len(iid), 1))
+    finally:
+        ray.shutdown()
+    failed = [record for record in seen if record.error]
+    if len(failed) == len(seen):
+        raise UserError(name, "", f"every simulator failed: {failed[0].error}", "see `gripline doctor`")

@@ -1,0 +1,116 @@
+"""The first stage: checks everything that can be checked, draws the splits, opens the tracking, cuts the profile up."""
+
+from typing import NamedTuple
+
+from gripline import preflight, profiles
+from gripline.config import Profile
+from gripline.errors import UserError
+from gripline.inputs import CHECKPOINT_FILE, PROFILE_FILE, RunInputs
+from gripline.stages import CONTEXT_FILE, DemosStage, EvalStage, PromoteStage, RlStage, RunContext, SftStage
+from gripline.store import RunStore, is_local
+from gripline.tracking import default_tracking_uri, ensure_parent
+
+
+class Plan(NamedTuple):
+    """JSON texts: the run's context, and the section of each stage."""
+
+    context: str
+    demos: str
+    sft: str
+    evaluate: str
+    rl: str
+    promote: str
+
+
+def run(
+    *,
+    profile: str,
+    run_name: str,
+    job_id: str,
+    seed: int,
+    checkpoint_uri: str,
+    tracking_uri: str,
+    store_uri: str,
+    splits_path: str,
+) -> Plan:
+    """Plan a run, or find the one of the same name and inputs again. Writes the split lists to `splits_path`.
+
+    profile: a name or YAML text. run_name: empty means `job_id`. seed: below 0 keeps the profile's. Raises UserError.
+    """
+    config = profiles.load(profile, seed=seed if seed >= 0 else None)
+    splits = preflight.check(config, checkpoint_uri)
+    if not store_uri:
+        raise UserError("pipeline", "store_uri", "is empty", "name a folder or bucket, such as s3://bucket/runs")
+    name = run_name or job_id
+    run_dir = f"{store_uri.rstrip('/')}/{name}"
+    tracking_uri = _tracking_uri(tracking_uri or config.tracking.uri, store_uri)
+    store = RunStore(run_dir)
+    _claim(store, RunInputs(config, checkpoint_uri))
+    tags = {"gripline.profile": config.name, "gripline.seed": str(config.seed), "gripline.job_id": job_id}
+    tags |= {"gripline.checkpoint_uri": checkpoint_uri} if checkpoint_uri else {}
+    tags |= {f"gripline.split.{split}": value[:12] for split, value in splits.hashes.items()}
+    parent_run_id = ensure_parent(
+        tracking_uri, config.tracking.experiment, name, tags=tags, params=config.model_dump(mode="json")
+    )
+    splits.write(splits_path)
+    context = RunContext(
+        run_name=name,
+        run_dir=run_dir,
+        tracking_uri=tracking_uri,
+        experiment=config.tracking.experiment,
+        parent_run_id=parent_run_id,
+        profile_name=config.name,
+        seed=config.seed,
+        split_hashes=splits.hashes,
+    )
+    (store.local / CONTEXT_FILE).write_text(context.model_dump_json(indent=1), encoding="utf-8")
+    store.push(CONTEXT_FILE)
+    return _sections(config, context)
+
+
+def _sections(profile: Profile, context: RunContext) -> Plan:
+    env, seed = profile.env, profile.seed
+    demos = DemosStage(
+        env=env,
+        splits=profile.splits,
+        variation=profile.variation,
+        demos=profile.demos,
+        num_actions=profile.policy.num_actions,
+        seed=seed,
+    )
+    sections = (
+        context,
+        demos,
+        SftStage(env=env, policy=profile.policy, sft=profile.sft, seed=seed),
+        EvalStage(env=env, eval=profile.eval, seed=seed),
+        RlStage(env=env, rl=profile.rl, seed=seed),
+        PromoteStage(env=env, promote=profile.promote, eval=profile.eval),
+    )
+    return Plan(*(section.model_dump_json() for section in sections))
+
+
+def _tracking_uri(configured: str, store_uri: str) -> str:
+    uri = default_tracking_uri(configured, store_uri.removeprefix("file://"))
+    if not is_local(store_uri) and uri.startswith("sqlite:"):
+        problem = "is empty, and the store is no folder that an SQLite file could lie in"
+        raise UserError("pipeline", "tracking_uri", problem, "name an MLflow server, or set MLFLOW_TRACKING_URI")
+    return uri
+
+
+def _claim(store: RunStore, inputs: RunInputs) -> None:
+    """Leave the run's inputs in its folder, which proves that it can be written; refuse that of another run."""
+    try:
+        for name in (CHECKPOINT_FILE, PROFILE_FILE):
+            store.pull(name)
+        difference = inputs.difference(store.local)
+        if difference:
+            problem = f"is a run of other inputs: {difference}"
+            raise UserError(store.uri, "run_name", problem, "choose another run_name")
+        inputs.write(store.local)
+        for name in (CHECKPOINT_FILE, PROFILE_FILE):
+            store.push(name)
+    except UserError:
+        raise
+    except Exception as error:  # every fsspec driver has errors of its own; all of them mean: this store cannot be used
+        problem = f"cannot be read and written: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        raise UserError(store.uri, "store_uri", problem, "check the address, its credentials and the driver") from error

@@ -1,0 +1,59 @@
+"""The learner as a Ray actor: its own process, its own threads, trajectories fetched from the object store."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gripline.checkpoint import Provenance
+from gripline.config import EnvConfig, RlConfig
+
+
+class LearnerActor:
+    """Wraps `Learner`; all state that a resume needs is written and read here, so that weights never pass the driver."""
+
+    def __init__(self, policy_dir: str, config: RlConfig, seed: int) -> None:
+        import torch
+
+        from components.rl.learner import Learner
+
+        torch.set_num_threads(config.learner_threads)
+        self._policy_dir = Path(policy_dir)
+        self._config = config
+        self._learner = Learner(self._policy_dir, config, seed=seed)
+
+    def update(self, trajectories: list[Any], advantages: list[float], iteration: int) -> dict[str, float]:
+        """One update from trajectory references. The very first also measures the gap to the behaviour log-probs."""
+        import ray
+
+        batch = self._learner.batch(ray.get(trajectories), advantages)
+        gap = {"logprob_gap": self._learner.logprob_gap(batch)} if iteration == 0 else {}
+        if gap and gap["logprob_gap"] > self._config.logprob_tolerance:
+            return gap  # the driver stops the run: learning from wrong log-probs would only waste it
+        return self._learner.update(batch, iteration=iteration) | gap
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Full weights for the policy servers."""
+        return self._learner.weights()
+
+    def save_state(self, path: str) -> None:
+        """Write weights and optimizer; the caller renames the folder into place."""
+        import torch
+
+        torch.save(self._learner.state(), path)
+
+    def load_state(self, path: str) -> None:
+        """Read what `save_state` wrote (tensors only, never a pickle)."""
+        import torch
+
+        self._learner.load_state(torch.load(path, weights_only=True))
+
+    def save_policy(self, directory: str, env: EnvConfig, provenance: Provenance) -> str:
+        """Write the present weights as a self-contained checkpoint; returns its hash."""
+        from gripline.checkpoint import checkpoint_hash
+        from gripline.envs.suites import env_spec
+        from gripline.policies import save_policy
+
+        path = Path(directory)
+        save_policy(path, self._learner.vla, env_spec=env_spec(env), hold_steps=env.hold_steps, provenance=provenance)
+        return checkpoint_hash(path)

@@ -1,0 +1,294 @@
+"""The RL stage: draw groups → select mixed ones → update → publish weights → validate → checkpoint, until done.
+
+Also the entry point of the job that runs this stage on a cluster; only where Ray is differs.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gripline import __version__, progress
+from gripline.checkpoint import Provenance, checkpoint_hash
+from gripline.errors import UserError
+from gripline.metrics import MetricsLog
+from gripline.splits import Splits
+from gripline.stages import RlStage, RunContext
+from gripline.store import RunStore, StageResult, digest, fetch
+from gripline.types import EpisodeSpec
+
+STARVING_LIMIT = 3
+
+
+def run(*, context: str, config: str, policy_uri: str, splits_path: str) -> dict[str, Any]:
+    """Improve the policy at `policy_uri`; returns {"uri", "hash", metrics…}. A finished stage is not run again."""
+    run_context = RunContext.model_validate_json(context)
+    stage = RlStage.model_validate_json(config)
+    store = RunStore(run_context.run_dir)
+    fingerprint = digest(config, checkpoint_hash(fetch(policy_uri)))
+    finished = StageResult.find(store, "rl", fingerprint)
+    if finished is not None:
+        progress.emit("rl", "note", text="already finished, kept")
+        return finished.outputs
+    from gripline.tracking import stage_run
+
+    with stage_run(run_context, "rl") as tracker:
+        tracker.log_params({"rl": stage.rl.model_dump()})
+        log = MetricsLog(store.local / "rl" / "metrics.jsonl", tracker.log_metrics)
+        with _trainer(stage, run_context, store, policy_uri, splits_path, fingerprint, log) as trainer:
+            outputs = trainer.train()
+        tracker.log_metrics({"best_validation_success": outputs["validation_success"]}, stage.rl.iterations)
+    return StageResult(fingerprint=fingerprint, outputs=outputs).write(store, "rl")
+
+
+@contextmanager
+def _trainer(
+    stage: RlStage,
+    context: RunContext,
+    store: RunStore,
+    policy_uri: str,
+    splits_path: str,
+    fingerprint: str,
+    log: MetricsLog,
+) -> Iterator["Trainer"]:
+    """Ray, the engine and the learner, all gone again at the end, whatever happens."""
+    import ray
+
+    from components.rl.actors import LearnerActor
+    from gripline.rollout.engine import RolloutEngine, connect
+
+    policy_dir = str(fetch(policy_uri))
+    progress.emit("rl", "note", text="starting Ray actors")
+    connect(num_env_workers=stage.rl.env_workers)
+    try:
+        learner = ray.remote(num_cpus=0, resources={"learner": 1})(LearnerActor).remote(policy_dir, stage.rl, stage.seed)
+        engine = RolloutEngine(
+            stage.env, policy_dir, num_workers=stage.rl.env_workers, slots_per_worker=stage.rl.slots_per_worker
+        )
+        yield Trainer(stage, context, store, policy_dir, Splits.read(splits_path), fingerprint, log, engine, learner)
+    finally:
+        ray.shutdown()
+
+
+@dataclass
+class Sampled:
+    """What the rounds of one iteration brought: references and advantages of the episodes to learn from."""
+
+    trajectories: list[Any] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
+    episodes: int = 0
+    successes: int = 0
+    groups: int = 0
+    mixed: int = 0
+    rounds: int = 0
+    rollout: dict[str, float] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """Sampling figures of the iteration."""
+        return {
+            "train/success": self.successes / max(self.episodes, 1),
+            "train/mixed_groups": float(self.mixed),
+            "train/groups": float(self.groups),
+            "train/rounds": float(self.rounds),
+        } | self.rollout
+
+
+class Trainer:
+    """The outer loop. Owns the resumable state; Ray actors do the work."""
+
+    def __init__(
+        self,
+        stage: RlStage,
+        context: RunContext,
+        store: RunStore,
+        policy_dir: str,
+        splits: Splits,
+        fingerprint: str,
+        log: MetricsLog,
+        engine: Any,
+        learner: Any,
+    ) -> None:
+        from components.rl.sampling import Cursor
+        from components.rl.state import RlState
+
+        self._config, self._seed, self._env = stage.rl, stage.seed, stage.env
+        self._context, self._store, self._policy_dir = context, store, policy_dir
+        self._engine, self._learner, self._log = engine, learner, log
+        self._folder: Path = store.local / "rl" / "state"
+        self._train: dict[str, list[EpisodeSpec]] = {
+            task: [spec for spec in splits.lists["train"] if spec.task == task] for task in stage.env.tasks
+        }
+        self._val = splits.lists["val"]
+        self._dropped: list[Path] = []
+        self.state = RlState(fingerprint=fingerprint, drawn=dict.fromkeys(stage.env.tasks, 0))
+        self._resume()
+        self._cursor = Cursor(self.state.drawn)
+
+    def train(self) -> dict[str, Any]:
+        """Run the remaining iterations, then hand on the best validated weights."""
+        config, state = self._config, self.state
+        if state.iteration == 0:
+            self._validate()
+        while state.iteration < config.iterations and state.starving < STARVING_LIMIT:
+            started = time.perf_counter()
+            iteration = state.iteration
+            sampled = self._sample()
+            metrics = sampled.metrics()
+            learned = self._update(sampled, iteration)
+            metrics |= learned
+            state.iteration += 1
+            if learned:
+                self._engine.set_weights(self._learner.weights.remote())
+            last = state.iteration == config.iterations
+            state.seconds += time.perf_counter() - started
+            if last or state.iteration % config.validate_every == 0:
+                metrics["val/success"] = self._validate()
+            metrics["seconds"] = state.seconds
+            self._log.log(iteration, metrics)
+            self._show(metrics)
+            if last or state.iteration % config.checkpoint_every == 0:
+                self._checkpoint()
+        if state.starving >= STARVING_LIMIT:
+            note = f"stopped: no group with mixed outcomes in {STARVING_LIMIT} iterations, nothing to learn from"
+            progress.emit("rl", "warn", text=note)
+        hash_ = self._hand_on()
+        return {
+            "uri": f"{self._context.run_dir.rstrip('/')}/rl/checkpoint",
+            "hash": hash_,
+            "validation_success": state.best_success,
+            "best_iteration": state.best_iteration,
+            "iterations": state.iteration,
+            "env_steps": state.env_steps,
+            "seconds": state.seconds,
+        }
+
+    def _sample(self) -> Sampled:
+        from components.rl.sampling import draw_round, group_outcomes, select
+        from gripline.rollout.actors import Decoding
+
+        config, out = self._config, Sampled()
+        decoding = Decoding(greedy=False, temperature=config.temperature, keep_trajectory=True)
+        while out.rounds < config.max_rounds and out.mixed < config.min_mixed_groups:
+            specs = draw_round(self._train, self._cursor, config, seed=self._seed)
+            finished = {episode.index: episode for episode in self._engine.run(specs, decoding)}
+            success = {i: episode.record.success for i, episode in finished.items() if not episode.record.error}
+            if not success:
+                errors = sorted({episode.record.error for episode in finished.values()})
+                raise RuntimeError(f"every simulator failed: {errors[0]}")
+            groups = group_outcomes(specs, success, config.group_size)
+            chosen = select(groups, config)
+            out.trajectories += [finished[index].trajectory for index, _ in chosen]
+            out.advantages += [advantage for _, advantage in chosen]
+            out.mixed += len({specs[index].group for index, _ in chosen}) if chosen else 0
+            out.groups += len(groups)
+            out.episodes += len(success)
+            out.successes += sum(success.values())
+            out.rounds += 1
+            out.rollout = self._engine.last.metrics(self._engine.num_workers)
+            self.state.env_steps += self._engine.last.env_steps
+        self.state.starving = 0 if out.mixed else self.state.starving + 1
+        return out
+
+    def _update(self, sampled: Sampled, iteration: int) -> dict[str, float]:
+        import ray
+
+        if not sampled.trajectories:
+            return {}
+        started = time.perf_counter()
+        update = self._learner.update.remote(sampled.trajectories, sampled.advantages, iteration)
+        metrics: dict[str, float] = ray.get(update)
+        if "logprob_gap" in metrics and metrics["logprob_gap"] > self._config.logprob_tolerance:
+            raise UserError(
+                "rl",
+                "rl.logprob_tolerance",
+                f"behaviour and learner log-probs differ by {metrics['logprob_gap']:.2e} before the first update",
+                "the checkpoint does not behave as the learner computes it; evaluate it alone first",
+            )
+        metrics["seconds"] = time.perf_counter() - started
+        return {f"learn/{name}": value for name, value in metrics.items()}
+
+    def _validate(self) -> float:
+        """Greedy success on the validation list; the best weights so far are kept on disk at once."""
+        from gripline.rollout.actors import Decoding
+
+        records = [episode.record for episode in self._engine.run(self._val, Decoding(greedy=True))]
+        valid = [record for record in records if not record.error]
+        success = sum(record.success for record in valid) / max(len(valid), 1)
+        if success >= self.state.best_success:
+            self._keep_best()
+            self.state.best_success, self.state.best_iteration = success, self.state.iteration
+        return success
+
+    def _show(self, metrics: dict[str, float]) -> None:
+        shown = {name.split("/")[-1]: metrics[name] for name in ("train/success", "train/mixed_groups")}
+        shown |= {"val": self.state.best_success, "steps_per_s": metrics["rollout/env_steps_per_s"]}
+        progress.emit("rl", "advance", done=self.state.iteration, total=self._config.iterations, **shown)
+
+    def _checkpoint(self) -> None:
+        import ray
+
+        from components.rl import state as state_files
+
+        self.state.drawn = dict(self._cursor.drawn)
+
+        def save_tensors(path: str) -> None:
+            ray.get(self._learner.save_state.remote(path))
+
+        state_files.write(self._folder, self.state, save_tensors, keep=self._config.keep_checkpoints)
+        self._store.push("rl/state")
+        for outdone in self._dropped:  # only now: an older state would still have named it
+            shutil.rmtree(outdone, ignore_errors=True)
+        self._dropped.clear()
+
+    def _resume(self) -> None:
+        import ray
+
+        from components.rl import state as state_files
+
+        self._store.pull("rl/state")
+        path = state_files.latest(self._folder)
+        if path is None:
+            self._log.rewind(0)
+            return
+        self.state = state_files.read(path, self.state.fingerprint)
+        ray.get(self._learner.load_state.remote(str(path / "learner.pt")))
+        self._engine.set_weights(self._learner.weights.remote())
+        self._log.rewind(self.state.iteration)
+        progress.emit("rl", "note", text=f"resumed at iteration {self.state.iteration}")
+
+    def _keep_best(self) -> None:
+        """Write the present weights under the iteration's name, then drop the former best."""
+        import ray
+
+        provenance = Provenance(
+            stage="rl",
+            method=self._config.method,
+            parent=checkpoint_hash(Path(self._policy_dir)),
+            split_hashes=self._context.split_hashes,
+            config=json.loads(self._config.model_dump_json()),
+            code_version=__version__,
+            mlflow_run_id=self._context.parent_run_id,
+        )
+        new = self._best_dir(self.state.iteration)
+        shutil.rmtree(new, ignore_errors=True)  # from an attempt that died after this and before its next state
+        ray.get(self._learner.save_policy.remote(str(new), self._env, provenance))
+        self._store.push(f"rl/best/{new.name}")
+        if self.state.best_iteration not in (-1, self.state.iteration):
+            self._dropped.append(self._best_dir(self.state.best_iteration))
+
+    def _best_dir(self, iteration: int) -> Path:
+        return self._store.local / "rl" / "best" / f"iteration-{iteration:06d}"
+
+    def _hand_on(self) -> str:
+        """The best validated policy becomes the stage's checkpoint."""
+        final = self._store.local / "rl" / "checkpoint"
+        shutil.rmtree(final, ignore_errors=True)
+        best = self._best_dir(self.state.best_iteration)
+        self._store.pull(f"rl/best/{best.name}")
+        shutil.copytree(best, final)
+        self._store.push("rl/checkpoint")
+        return checkpoint_hash(final)

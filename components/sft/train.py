@@ -1,0 +1,148 @@
+"""The SFT stage: a policy from demonstrations, or a given checkpoint checked and handed on."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gripline import __version__, progress
+from gripline.checkpoint import TOKEN_HEAD, Provenance, check_fits, checkpoint_hash, read_manifest
+from gripline.demos.dataset import DemoSet
+from gripline.envs.suites import env_spec
+from gripline.errors import UserError
+from gripline.metrics import MetricsLog
+from gripline.stages import RunContext, SftStage
+from gripline.store import RunStore, StageResult, digest, fetch
+
+STATE_EVERY_S = 60.0
+"""Between two resumable states: rare enough to cost nothing, often enough that little is lost."""
+
+
+def run(*, context: str, config: str, demos_path: str, checkpoint_uri: str) -> dict[str, Any]:
+    """Train, or hand on `checkpoint_uri`; returns {"uri", "hash", metrics…}. A finished stage is not run again."""
+    run_context = RunContext.model_validate_json(context)
+    stage = SftStage.model_validate_json(config)
+    if checkpoint_uri:
+        return _hand_on(checkpoint_uri, stage)
+    store = RunStore(run_context.run_dir)
+    demos = DemoSet.load(Path(demos_path))
+    data_hash = digest(str(demos.facts["source"]))
+    fingerprint = digest(config, data_hash)
+    finished = StageResult.find(store, "sft", fingerprint)
+    if finished is not None:
+        progress.emit("sft", "note", text="already finished, kept")
+        return dict(finished.outputs)
+    from gripline.tracking import stage_run
+
+    with stage_run(run_context, "sft") as tracker:
+        tracker.log_params({"sft": stage.sft.model_dump(), "policy": stage.policy.model_dump()})
+        log = MetricsLog(store.local / "sft" / "metrics.jsonl", tracker.log_metrics)
+        outputs = _train(stage, run_context, store, demos, data_hash, fingerprint, log)
+        tracker.set_tags({"gripline.checkpoint_hash": str(outputs["hash"]), "gripline.data_hash": data_hash})
+    return dict(StageResult(fingerprint=fingerprint, outputs=outputs).write(store, "sft"))
+
+
+def _hand_on(checkpoint_uri: str, stage: SftStage) -> dict[str, Any]:
+    """SFT is skipped: the given checkpoint must be whole and must fit the environment."""
+    directory = fetch(checkpoint_uri)
+    check_fits(checkpoint_uri, read_manifest(directory), env_spec(stage.env), hold_steps=stage.env.hold_steps)
+    progress.emit("sft", "note", text=f"skipped: starting from {checkpoint_uri}")
+    return {"uri": checkpoint_uri, "hash": checkpoint_hash(directory), "seconds": 0.0}
+
+
+def _train(
+    stage: SftStage,
+    context: RunContext,
+    store: RunStore,
+    demos: DemoSet,
+    data_hash: str,
+    fingerprint: str,
+    log: MetricsLog,
+) -> dict[str, Any]:
+    import torch
+
+    from components.sft.learning import SupervisedLearner
+    from gripline.policies import build_policy
+    from gripline.policies.actions import ActionStatistics
+    from gripline.policies.lora import apply_lora
+    from gripline.policies import save_policy
+
+    torch.set_num_threads(stage.sft.threads)
+    started = time.perf_counter()
+    train, held_out = demos.split(np.unique(demos.episode_F[demos.episode_F < 0]))
+    base = build_policy(stage.policy, env_spec(stage.env), instructions=demos.instructions, seed=stage.seed)
+    base.set_action_statistics(ActionStatistics.of(train.actions_FKA))
+    base.set_image_mean(train.images_FNHWC)
+    if stage.policy.use_proprio:
+        base.set_proprio_statistics(ActionStatistics.of(train.proprio_FP))
+    vla = apply_lora(base, stage.sft.lora, seed=stage.seed) if stage.sft.method == "lora" else base
+    learner = SupervisedLearner(vla, train, held_out, stage.sft, stage.seed)
+    state_path = store.pull("sft/state.pt")
+    first = _resume(learner, state_path, fingerprint)
+    log.rewind(first)
+    saved_at = time.perf_counter()
+    metrics: dict[str, float] = {}
+    for step, metrics in learner.steps(first):
+        log.log(step, metrics)
+        shown = {"loss": metrics["train/loss"]}
+        shown |= {"held_out": metrics["held_out/loss"]} if "held_out/loss" in metrics else {}
+        progress.emit("sft", "advance", done=step + 1, total=stage.sft.steps, **shown)
+        if time.perf_counter() - saved_at > STATE_EVERY_S:
+            _save_state(learner, state_path, step + 1, fingerprint)
+            store.push("sft/state.pt")
+            saved_at = time.perf_counter()
+    vla.heads_trained = (TOKEN_HEAD,)
+    provenance = Provenance(
+        stage="sft",
+        method=stage.sft.method,
+        data_hash=data_hash,
+        split_hashes=context.split_hashes,
+        config=json.loads(stage.model_dump_json()),
+        code_version=__version__,
+        mlflow_run_id=context.parent_run_id,
+    )
+    directory = store.local / "sft" / "checkpoint"
+    shutil.rmtree(directory, ignore_errors=True)  # of a stage that died between this and the mark that it is finished
+    save_policy(directory, vla, env_spec=env_spec(stage.env), hold_steps=stage.env.hold_steps, provenance=provenance)
+    store.push("sft/checkpoint")
+    state_path.unlink(missing_ok=True)
+    return {
+        "uri": f"{context.run_dir.rstrip('/')}/sft/checkpoint",
+        "hash": checkpoint_hash(directory),
+        "held_out_loss": metrics["held_out/loss"],
+        "demonstrations": demos.facts["demonstrations"],
+        "frames": len(train),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _save_state(learner: Any, path: Path, step: int, fingerprint: str) -> None:
+    import torch
+
+    partial = path.with_suffix(".part")
+    try:
+        torch.save(learner.state(step) | {"fingerprint": fingerprint}, partial)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(str(path), "", f"cannot be written: {error}", "free space and start the same run again") from error
+
+
+def _resume(learner: Any, path: Path, fingerprint: str) -> int:
+    """Continue from a saved state of this very configuration; returns the first step to run."""
+    import torch
+
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    if state["fingerprint"] != fingerprint:
+        shutil.move(path, path.with_suffix(".old"))
+        progress.emit("sft", "warn", text=f"{path} belongs to another configuration: set aside, starting over")
+        return 0
+    first: int = learner.load_state(state)
+    progress.emit("sft", "note", text=f"resumed at step {first}")
+    return first

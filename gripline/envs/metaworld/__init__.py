@@ -1,0 +1,1 @@
+"""Meta-World 3: fifty tabletop tasks of one Sawyer arm, with scripted experts."""

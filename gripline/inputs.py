@@ -1,0 +1,50 @@
+"""Which run a folder belongs to: the whole profile, and the checkpoint that the run starts from."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gripline import profiles
+from gripline.config import Profile
+from gripline.errors import UserError
+
+CHECKPOINT_FILE = "checkpoint.txt"
+PROFILE_FILE = "profile.yaml"
+"""Written last: where it is, the record is complete."""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What decides a run's results. Two runs of equal inputs are the same run."""
+
+    profile: Profile
+    checkpoint_uri: str = ""
+    """Empty: the run begins with SFT."""
+
+    def write(self, folder: Path) -> None:
+        """Leave the record in a run folder, each file whole or not at all. Raises UserError where that fails."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in ((CHECKPOINT_FILE, self.checkpoint_uri), (PROFILE_FILE, profiles.dump(self.profile))):
+                temporary = folder / f".{name}.part"
+                with open(temporary, "w", encoding="utf-8") as sink:
+                    sink.write(text)
+                    sink.flush()
+                    os.fsync(sink.fileno())
+                temporary.replace(folder / name)
+        except OSError as error:
+            next_step = "free space or choose another folder"
+            raise UserError(str(folder), "", f"cannot be written: {error.strerror}", next_step) from error
+
+    def difference(self, folder: Path) -> str:
+        """The first thing in which the recorded run is another one; empty if none is recorded, or this one.
+
+        Raises UserError when the record cannot be read.
+        """
+        if not (folder / PROFILE_FILE).exists():
+            return ""
+        difference = profiles.first_difference(self.profile, profiles.load(str(folder / PROFILE_FILE)))
+        recorded = (folder / CHECKPOINT_FILE).read_text(encoding="utf-8")
+        if not difference and recorded != self.checkpoint_uri:
+            difference = f"the checkpoint is {self.checkpoint_uri or 'none'} here, {recorded or 'none'} there"
+        return difference

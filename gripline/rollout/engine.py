@@ -1,0 +1,177 @@
+"""The driver's side of a rollout: keeps every slot of every environment worker busy and hands out episodes as they end.
+
+The driver sees a spec going out and a small record coming back; trajectories stay in Ray's object store as references.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from gripline.config import EnvConfig
+from gripline.rollout.actors import Decoding, EnvWorker, EpisodeStats, PolicyFailedError, PolicyServer
+from gripline.types import EpisodeRecord, EpisodeSpec
+
+MAX_TRIES = 3
+ACTOR_START_TIMEOUT_S = 300.0
+EPISODE_TIMEOUT_S = 600.0
+"""If no episode at all ends for so long, something hangs."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One episode that ended. `trajectory` is an object reference (None if it was not kept or the simulator failed)."""
+
+    index: int
+    """Position of the spec in the list that was given."""
+    record: EpisodeRecord
+    stats: EpisodeStats
+    trajectory: Any
+
+
+@dataclass(frozen=True)
+class _Running:
+    """An episode that a worker is busy with."""
+
+    index: int
+    worker_index: int
+    worker: Any
+    trajectory: Any
+
+
+@dataclass
+class RolloutStats:
+    """What one rollout cost. Busy shares are over wall time and all workers."""
+
+    wall_s: float = 0.0
+    episodes: int = 0
+    env_steps: int = 0
+    reset_s: float = 0.0
+    step_s: float = 0.0
+    retries: int = 0
+
+    def metrics(self, num_workers: int) -> dict[str, float]:
+        """For the tracker: shares, rates and counts."""
+        wall_s = max(self.wall_s, 1e-9)
+        return {
+            "rollout/seconds": self.wall_s,
+            "rollout/episodes": float(self.episodes),
+            "rollout/env_steps": float(self.env_steps),
+            "rollout/env_steps_per_s": self.env_steps / wall_s,
+            "rollout/env_busy": (self.step_s + self.reset_s) / (wall_s * num_workers),
+            "rollout/retries": float(self.retries),
+        }
+
+
+def connect(*, num_env_workers: int) -> None:
+    """Join the Ray cluster that `RAY_ADDRESS` names, or start one on this machine with room for the actors asked for.
+
+    Actors ask for the custom resources 'env', 'policy' and 'learner', which a cluster's worker groups advertise.
+    """
+    if ray.is_initialized():
+        return
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # workers inherit it; spinning threads cost more than they bring
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True, logging_level="warning")
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        num_cpus=os.cpu_count(),
+        resources={"env": num_env_workers, "policy": 1, "learner": 1},
+        include_dashboard=False,
+        object_store_memory=512 * 2**20,
+        logging_level="warning",
+    )
+
+
+class RolloutEngine:
+    """Environment workers and a policy server, ready to run lists of episodes."""
+
+    def __init__(self, env: EnvConfig, policy_dir: str, *, num_workers: int, slots_per_worker: int) -> None:
+        connect(num_env_workers=num_workers)
+        self._env = env
+        self._slots = slots_per_worker
+        self.num_workers = num_workers
+        server = ray.remote(num_cpus=0, resources={"policy": 1}, max_concurrency=1000)(PolicyServer)
+        self.policy = server.remote(policy_dir)
+        self._workers = [self._start_worker() for _ in range(num_workers)]
+        started = [self.policy.ready.remote(), *(worker.warm_up.remote(env.tasks) for worker in self._workers)]
+        ray.get(started, timeout=ACTOR_START_TIMEOUT_S)
+        self.last = RolloutStats()
+
+    def _start_worker(self) -> Any:
+        worker = ray.remote(num_cpus=0, resources={"env": 1}, max_concurrency=self._slots + 1)(EnvWorker)
+        return worker.remote(self._env, self.policy, self._slots)
+
+    def set_weights(self, weights: Any) -> None:
+        """Weights by name (numpy arrays, or a reference to them) for every later episode."""
+        ray.get(self.policy.set_weights.remote(weights))
+
+    def run(self, specs: list[EpisodeSpec], decoding: Decoding) -> Iterator[Finished]:
+        """Run every spec exactly once and yield each as it ends, in no particular order.
+
+        An episode whose simulator or worker fails is tried again on another slot; after the last try it is recorded as an
+        infra error with the original message.
+        """
+        started = time.perf_counter()
+        self.last = RolloutStats()
+        waiting = list(range(len(specs)))[::-1]
+        tries = [0] * len(specs)
+        running: dict[Any, _Running] = {}
+        for worker_index in list(range(self.num_workers)) * self._slots:
+            if waiting:
+                self._dispatch(worker_index, waiting.pop(), specs, decoding, running)
+        while running:
+            done_refs, _ = ray.wait(list(running), num_returns=1, timeout=EPISODE_TIMEOUT_S)
+            if not done_refs:
+                raise RuntimeError(f"{len(running)} episodes are running and none ended within {EPISODE_TIMEOUT_S:.0f} s")
+            episode = running.pop(done_refs[0])
+            finished = self._collect(done_refs[0], specs[episode.index], episode)
+            if finished.record.error and tries[episode.index] + 1 < MAX_TRIES:
+                tries[episode.index] += 1
+                self.last.retries += 1
+                waiting.append(episode.index)
+            else:
+                self._count(finished)
+                yield finished
+            if waiting:
+                self._dispatch(episode.worker_index, waiting.pop(), specs, decoding, running)
+        self.last.wall_s = time.perf_counter() - started
+
+    def _dispatch(
+        self, worker_index: int, index: int, specs: list[EpisodeSpec], decoding: Decoding, running: dict[Any, _Running]
+    ) -> None:
+        worker = self._workers[worker_index]
+        row, trajectory = worker.run_episode.options(num_returns=2).remote(specs[index], decoding)
+        running[row] = _Running(index, worker_index, worker, trajectory if decoding.keep_trajectory else None)
+
+    def _collect(self, done: Any, spec: EpisodeSpec, episode: _Running) -> Finished:
+        try:
+            record, stats = ray.get(done)
+            return Finished(episode.index, record, stats, episode.trajectory)
+        except ray.exceptions.RayActorError as error:
+            if self._workers[episode.worker_index] is episode.worker:  # its other episodes find a new one in place
+                self._workers[episode.worker_index] = self._start_worker()
+            reason = f"environment worker died: {error}"
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, PolicyFailedError):
+                raise RuntimeError(f"the policy server failed: {error.cause}") from error
+            reason = f"{type(error.cause).__name__}: {error.cause}"
+        record = EpisodeRecord(spec=spec, success=False, num_steps=0, num_chunks=0, error=" ".join(reason.split())[:500])
+        return Finished(episode.index, record, EpisodeStats(0.0, 0.0, 0.0), None)
+
+    def _count(self, finished: Finished) -> None:
+        self.last.episodes += 1
+        self.last.env_steps += finished.record.num_steps
+        self.last.reset_s += finished.stats.reset_s
+        self.last.step_s += finished.stats.step_s
+
+    def close(self) -> None:
+        """Stop the actors; the Ray cluster itself stays for whoever started it."""
+        for actor in [*self._workers, self.policy]:
+            ray.kill(actor)

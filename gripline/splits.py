@@ -1,0 +1,195 @@
+"""Which episodes train, which validate, which test: content-hashed lists that never share an initial state.
+
+The test lists (IID, OOD) depend on `splits.seed` only, so that runs with different training seeds are tested on the
+same episodes; the train and validation lists depend on the run's seed too and avoid every tested state.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from pydantic import ValidationError
+
+from gripline.config import EnvConfig, SplitsConfig, VariationConfig
+from gripline.envs.suites import swapped_instruction, task_info
+from gripline.errors import UserError
+from gripline.types import EpisodeSpec, Perturbation, Split
+
+OOD_AXES = ("position", "camera", "light", "colour", "paraphrase")
+VISUAL_AXES = ("camera", "light", "colour")
+ABLATIONS = ("no_image", "no_instruction", "swapped_instruction")
+_SEED_LIMIT = 2**31 - 1
+
+
+class Splits:
+    """The lists of one run. `lists` maps 'train', 'val', 'iid', 'ood' and 'ablations' to episodes in their fixed order."""
+
+    NAMES = ("train", "val", "iid", "ood", "ablations")
+
+    def __init__(self, lists: dict[str, list[EpisodeSpec]]) -> None:
+        self.lists = lists
+        check_disjoint(lists)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each list's canonical JSON."""
+        return {name: _hash(self.lists[name]) for name in self.NAMES}
+
+    @property
+    def tested(self) -> list[EpisodeSpec]:
+        """What one evaluation runs, in order."""
+        return [*self.lists["iid"], *self.lists["ood"], *self.lists["ablations"]]
+
+    def write(self, path: str | Path) -> None:
+        """Write the lists and their hashes as JSON, whole or not at all."""
+        body = {
+            "hashes": self.hashes,
+            "lists": {
+                name: [spec.model_dump(mode="json", exclude_defaults=True) for spec in self.lists[name]]
+                for name in self.NAMES
+            },
+        }
+        temporary = Path(f"{path}.part")
+        temporary.write_text(json.dumps(body), encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Splits":
+        """Read and verify. Raises UserError when the file is damaged or edited: hashes must match the lists."""
+        rebuild = "run the plan stage again"
+        try:
+            body = json.loads(Path(path).read_text(encoding="utf-8"))
+            splits = cls({name: [EpisodeSpec.model_validate(row) for row in body["lists"][name]] for name in cls.NAMES})
+            recorded = dict(body["hashes"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise UserError(str(path), "lists", f"not a readable split file: {reason}", rebuild) from error
+        wrong = [name for name, value in splits.hashes.items() if recorded.pop(name, None) != value]
+        if wrong:
+            raise UserError(str(path), f"hashes.{wrong[0]}", "does not match its list: the file was edited", rebuild)
+        return splits
+
+
+def check_disjoint(lists: dict[str, list[EpisodeSpec]]) -> None:
+    """Raise UserError if two of train, val, iid and ood share an initial state (ablations are IID episodes on purpose)."""
+    owner: dict[tuple[str, str, int, str], str] = {}
+    for name in ("train", "val", "iid", "ood"):
+        for spec in lists[name]:
+            held_by = owner.setdefault(spec.init_state_key, name)
+            if held_by != name:
+                where = f"{spec.task} init seed {spec.init_seed}"
+                raise UserError(
+                    "splits", name, f"{where} is also in {held_by!r}", "a tested state must never be trained on"
+                )
+
+
+class SplitSource(Protocol):
+    """What decides the lists: a whole profile, or the section of the demonstrations stage."""
+
+    @property
+    def env(self) -> EnvConfig: ...
+    @property
+    def splits(self) -> SplitsConfig: ...
+    @property
+    def variation(self) -> VariationConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def build_splits(profile: SplitSource) -> Splits:
+    """Draw every list of a profile. The same profile gives the same lists in every process and on every machine."""
+    env, sizes = profile.env, profile.splits
+    for task in env.tasks:
+        task_info(env.suite, task)
+    lists: dict[str, list[EpisodeSpec]] = {name: [] for name in Splits.NAMES}
+    for position, task in enumerate(env.tasks):
+        test = np.random.default_rng([sizes.seed, position, 1])
+        num_tested = sizes.iid_per_task + len(OOD_AXES) * sizes.ood_per_task
+        tested = _distinct_seeds(test, num_tested, avoid=frozenset())
+        own = np.random.default_rng([sizes.seed, profile.seed, position, 2])
+        trained = _distinct_seeds(own, sizes.train_per_task + sizes.val_per_task, avoid=frozenset(tested))
+        iid = [_spec(env, task, seed, "iid", "iid") for seed in tested[: sizes.iid_per_task]]
+        lists["iid"] += iid
+        lists["ood"] += _ood_specs(profile, task, tested[sizes.iid_per_task :], test)
+        lists["ablations"] += _ablation_specs(env, iid[: sizes.ablation_per_task])
+        lists["train"] += [
+            _spec(env, task, seed, "train", "train", perturbation=draw_variation(profile.variation, own))
+            for seed in trained[: sizes.train_per_task]
+        ]
+        lists["val"] += [_spec(env, task, seed, "val", "val") for seed in trained[sizes.train_per_task :]]
+    return Splits(lists)
+
+
+def draw_variation(variation: VariationConfig, rng: np.random.Generator) -> Perturbation:
+    """One look of the training scene, uniform over the configured ranges."""
+    right, up, back = rng.uniform(-variation.camera_m, variation.camera_m, size=3)
+    red, green, blue = rng.uniform(*variation.colour, size=3)
+    return Perturbation(
+        camera_offset_m=(round(right, 4), round(up, 4), round(back, 4)),
+        light_gain=round(rng.uniform(*variation.light), 4),
+        colour_gain=(round(red, 4), round(green, 4), round(blue, 4)),
+    )
+
+
+def _spec(env: EnvConfig, task: str, init_seed: int, split: Split, axis: str, **changes: object) -> EpisodeSpec:
+    fields = {"suite": env.suite, "task": task, "instruction": task_info(env.suite, task).instruction}
+    fields |= {"init_seed": init_seed, "split": split, "axis": axis}
+    return EpisodeSpec.model_validate(fields | changes)
+
+
+def _ood_specs(profile: SplitSource, task: str, seeds: list[int], rng: np.random.Generator) -> list[EpisodeSpec]:
+    env, size, ood = profile.env, profile.splits.ood_per_task, profile.splits.ood
+    paraphrases = task_info(env.suite, task).paraphrases
+    specs: list[EpisodeSpec] = []
+    for number, axis in enumerate(OOD_AXES):
+        for index, seed in enumerate(seeds[number * size : (number + 1) * size]):
+            angle = rng.uniform(0, 2 * math.pi)
+            change: dict[str, object]
+            if axis == "position":
+                change = {"region": "outside"}
+            elif axis == "camera":
+                offset = (round(ood.camera_m * math.cos(angle), 4), round(ood.camera_m * math.sin(angle), 4), 0.0)
+                change = {"perturbation": Perturbation(camera_offset_m=offset)}
+            elif axis == "light":
+                change = {"perturbation": Perturbation(light_gain=ood.light)}
+            elif axis == "colour":
+                change = {"perturbation": Perturbation(colour_gain=ood.colour)}
+            else:
+                change = {"instruction": paraphrases[index % len(paraphrases)]}
+            specs.append(_spec(env, task, seed, "ood", axis, **change))
+    return specs
+
+
+def _ablation_specs(env: EnvConfig, iid: list[EpisodeSpec]) -> list[EpisodeSpec]:
+    """The same IID episodes with one input taken away or swapped: what a blind or deaf policy still scores."""
+
+    def changed(spec: EpisodeSpec, ablation: str) -> EpisodeSpec:
+        if ablation == "no_image":
+            return spec.model_copy(update={"axis": ablation, "perturbation": Perturbation(blank_image=True)})
+        text = "" if ablation == "no_instruction" else swapped_instruction(env.suite, spec.task, env.tasks)
+        return spec.model_copy(update={"axis": ablation, "instruction": text})
+
+    return [changed(spec, ablation) for ablation in ABLATIONS for spec in iid]
+
+
+def _distinct_seeds(rng: np.random.Generator, count: int, avoid: frozenset[int]) -> list[int]:
+    def stream() -> Iterator[int]:
+        seen = set(avoid)
+        while True:
+            seed = int(rng.integers(_SEED_LIMIT))
+            if seed not in seen:
+                seen.add(seed)
+                yield seed
+
+    seeds = stream()
+    return [next(seeds) for _ in range(count)]
+
+
+def _hash(specs: Iterable[EpisodeSpec]) -> str:
+    text = json.dumps([spec.model_dump(mode="json") for spec in specs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

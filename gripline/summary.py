@@ -1,0 +1,344 @@
+"""`summary.json`: what a run found, in a form that other programs may rely on, and the decisions drawn from it.
+
+The episodes of both policies are counted per task and split, compared pairwise, and looked at without image and
+instruction. Only counting happens here; the statistics are in `gripline.statistics`, tables in `gripline.tables`.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gripline.config import PromoteConfig
+from gripline.errors import UserError
+from gripline.statistics import holm, paired_comparison, wilson_interval
+from gripline.types import EpisodeRecord
+
+SHARED_SCENE = "_shared_scene"
+"""Suffix of the ablations over those tasks only that share a scene, where nothing but the text tells what to do."""
+
+
+class _Part(BaseModel):
+    """A part of summary.json: unknown and missing keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rate(_Part):
+    """Success over episodes. Example: `{"success": 0.95, "n": 120, "ci95": [0.895, 0.977], "errors": 0}`."""
+
+    success: float
+    n: int
+    """Episodes that count; those of `errors` do not."""
+    ci95: tuple[float, float]
+    """Wilson interval."""
+    errors: int = 0
+    """Episodes lost to the simulator: neither success nor failure of the policy."""
+
+
+class Ablation(Rate):
+    """Success with one input taken away or swapped."""
+
+    intact: float
+    """Success on the same initial states with every input in place."""
+
+
+class TaskRates(_Part):
+    """One task. `iid` is null for a task that only an OOD axis has."""
+
+    iid: Rate | None
+    ood: dict[str, Rate]
+    ablations: dict[str, Ablation]
+
+
+class PolicySummary(_Part):
+    """One policy over all tasks, and per task."""
+
+    iid: Rate
+    ood: dict[str, Rate]
+    per_task: dict[str, TaskRates]
+    ablations: dict[str, Ablation]
+
+
+class Difference(_Part):
+    """RL minus SFT on the same episodes."""
+
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+    """Exact McNemar, two-sided."""
+    p_holm: float | None = None
+    """OOD axes only: p corrected for looking at all of them."""
+    n: int
+    gained: int
+    lost: int
+
+
+class TaskDifferences(_Part):
+    """One task; what has no pairs is left out."""
+
+    iid: Difference | None
+    ood: dict[str, Difference]
+
+
+class Paired(_Part):
+    """The comparison of both policies over all tasks, and per task."""
+
+    iid: Difference
+    ood: dict[str, Difference]
+    per_task: dict[str, TaskDifferences]
+
+
+class Seconds(_Part):
+    """Wall-clock seconds; `eval` is both evaluations, `total` the whole run."""
+
+    demos: float
+    sft: float
+    rl: float
+    eval: float
+    total: float
+
+
+class RunFacts(_Part):
+    """What the stages measured and the summary passes on."""
+
+    profile: str
+    seed: int
+    seconds: Seconds
+    peak_memory_mb: float
+    """Largest proportional set size, summed over all processes of the run."""
+    env_steps: int
+    """Control steps that RL trained on or discarded; evaluation not included."""
+    mlflow_run_id: str
+    split_hashes: dict[str, str]
+
+
+class Summary(RunFacts):
+    """The whole file."""
+
+    sft: PolicySummary
+    rl: PolicySummary
+    paired: Paired
+    promoted: bool
+    reasons: tuple[str, ...]
+    """Why it was or was not promoted, one sentence per rule."""
+    warnings: tuple[str, ...]
+    """One sentence per input that a policy seems not to use, and on episodes lost to the simulator."""
+
+
+class Decision(_Part):
+    """Whether the RL policy replaces the SFT policy, and one sentence per rule."""
+
+    promoted: bool
+    reasons: tuple[str, ...]
+
+
+def summarise(
+    sft_records: Sequence[EpisodeRecord],
+    rl_records: Sequence[EpisodeRecord],
+    *,
+    facts: RunFacts,
+    promote: PromoteConfig,
+    indifference_threshold: float,
+    shared_scene_tasks: Iterable[str] = (),
+) -> Summary:
+    """Count, compare and decide. Raises UserError when the lists do not match or no IID episode finished.
+
+    shared_scene_tasks: the tasks of which another one of the run has the same scene (see `SHARED_SCENE`).
+    """
+    shared = frozenset(shared_scene_tasks)
+    sft, rl = summarise_policy(sft_records, shared), summarise_policy(rl_records, shared)
+    paired = compare(sft_records, rl_records)
+    decision = promotion_decision(rl, paired, promote, indifference_threshold)
+    warnings = [
+        f"{name} policy: {text}"
+        for name, policy, records in (("SFT", sft, sft_records), ("RL", rl, rl_records))
+        for text in [*indifference_warnings(policy, indifference_threshold), *_error_warnings(records)]
+    ]
+    return Summary(**dict(facts), sft=sft, rl=rl, paired=paired, warnings=tuple(warnings), **dict(decision))
+
+
+def summarise_policy(records: Sequence[EpisodeRecord], shared_scene_tasks: Iterable[str] = ()) -> PolicySummary:
+    """Success rates of one policy. Raises UserError when no IID episode finished."""
+    shared = frozenset(shared_scene_tasks)
+    iid = _rate(_iid(records))
+    if iid is None:
+        next_step = "run the evaluation again; the results file names each error"
+        raise UserError("evaluation", "iid", "no IID episode finished in the simulator", next_step)
+    ablations = _ablations(records)
+    in_shared_scene = [record for record in records if record.spec.task in shared]
+    ablations |= {
+        name + SHARED_SCENE: rate for name, rate in _ablations(in_shared_scene).items() if "instruction" in name
+    }
+    tasks = list(dict.fromkeys(record.spec.task for record in records))
+    per_task = {task: _task_rates([record for record in records if record.spec.task == task]) for task in tasks}
+    return PolicySummary(iid=iid, ood=_ood_rates(records), per_task=per_task, ablations=ablations)
+
+
+def compare(sft_records: Sequence[EpisodeRecord], rl_records: Sequence[EpisodeRecord]) -> Paired:
+    """RL minus SFT on the episodes that both finished. Raises UserError when the lists hold different episodes."""
+    after = {record.spec.key: record for record in rl_records}
+    if {record.spec.key for record in sft_records} != set(after):
+        next_step = "evaluate both policies on the same split lists"
+        raise UserError("evaluation", "episodes", "SFT and RL were not evaluated on the same episodes", next_step)
+    pairs = [(before, after[before.spec.key]) for before in sft_records]
+    pairs = [(before, candidate) for before, candidate in pairs if not before.error and not candidate.error]
+    iid = _difference([pair for pair in pairs if _is_iid(pair[0])])
+    if iid is None:
+        raise UserError("evaluation", "iid", "no IID episode finished with both policies", "run the evaluations again")
+    tasks = list(dict.fromkeys(before.spec.task for before, _ in pairs))
+    by_task = {task: [pair for pair in pairs if pair[0].spec.task == task] for task in tasks}
+    per_task = {
+        task: TaskDifferences(iid=_difference([pair for pair in own if _is_iid(pair[0])]), ood=_ood_differences(own))
+        for task, own in by_task.items()
+    }
+    return Paired(iid=iid, ood=_ood_differences(pairs), per_task=per_task)
+
+
+def indifference_warnings(policy: PolicySummary, threshold: float) -> list[str]:
+    """One sentence per input without which more than `threshold` of the intact success is left.
+
+    The text is judged by another task's instruction on the tasks that share a scene, where there are such: elsewhere
+    the picture alone may tell what to do, and doing the right thing against the instruction proves little.
+    """
+    swapped = "swapped_instruction"
+    text = swapped + SHARED_SCENE if swapped + SHARED_SCENE in policy.ablations else swapped
+    inputs = {
+        "no_image": "with a black image: it hardly uses the camera",
+        text: "with another task's instruction: it hardly reads",
+    }
+    warnings = []
+    for name, meaning in inputs.items():
+        rate = policy.ablations.get(name)
+        if rate is not None and rate.intact > 0 and rate.success > threshold * rate.intact:
+            numbers = f"{rate.success:.2f} of {rate.intact:.2f}, more than {threshold:.0%} of it"
+            warnings.append(f"keeps {numbers}, {meaning}")
+    return warnings
+
+
+def promotion_decision(
+    rl: PolicySummary, paired: Paired, config: PromoteConfig, indifference_threshold: float
+) -> Decision:
+    """Every rule must hold: a sure gain on IID, no OOD axis that falls too far, and a policy that sees and reads."""
+    low = paired.iid.ci95[0]
+    sure = low > config.min_gain
+    relation = "above" if sure else "not above"
+    reasons = [f"gain on IID: lower 95 % bound {low:+.3f} is {relation} {config.min_gain:+.3f}"]
+    fallen = {axis: rate.difference for axis, rate in paired.ood.items() if rate.difference < -config.ood_tolerance}
+    reasons += [
+        f"OOD axis {axis!r}: falls by {-change:.3f}, more than {config.ood_tolerance:.3f}"
+        for axis, change in fallen.items()
+    ]
+    if paired.ood and not fallen:
+        reasons.append(f"OOD: no axis falls by more than {config.ood_tolerance:.3f}")
+    indifferent = indifference_warnings(rl, indifference_threshold)
+    reasons += [f"inputs: {text}" for text in indifferent]
+    if rl.ablations and not indifferent:
+        reasons.append("inputs: it needs both image and instruction")
+    return Decision(promoted=sure and not fallen and not indifferent, reasons=tuple(reasons))
+
+
+def write_summary(path: str | Path, summary: Summary) -> None:
+    """Write summary.json, whole or not at all."""
+    temporary = Path(f"{path}.part")
+    with open(temporary, "w", encoding="utf-8") as sink:
+        sink.write(summary.model_dump_json(indent=1) + "\n")
+        sink.flush()
+        os.fsync(sink.fileno())
+    os.replace(temporary, path)
+
+
+def read_summary(path: str | Path) -> Summary:
+    """Read and check. Raises UserError when the file is missing or does not follow the schema."""
+    try:
+        return Summary.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(str(path), "", f"cannot be read: {error.strerror}", "give a finished run directory") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(str(path), field, first["msg"], "was it written by another version of gripline?") from error
+
+
+_Pair = tuple[EpisodeRecord, EpisodeRecord]
+
+
+def _is_iid(record: EpisodeRecord) -> bool:
+    return record.spec.split == "iid" and record.spec.axis == "iid"
+
+
+def _iid(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
+    return [record for record in records if _is_iid(record)]
+
+
+def _by_axis(records: Iterable[EpisodeRecord]) -> dict[str, list[EpisodeRecord]]:
+    axes: dict[str, list[EpisodeRecord]] = {}
+    for record in records:
+        axes.setdefault(record.spec.axis, []).append(record)
+    return axes
+
+
+def _rate(records: Sequence[EpisodeRecord]) -> Rate | None:
+    """None when no episode finished: nothing is known, and a zero would say otherwise."""
+    finished = [record for record in records if not record.error]
+    if not finished:
+        return None
+    successes, n = sum(record.success for record in finished), len(finished)
+    errors = len(records) - n
+    return Rate(success=successes / n, n=n, ci95=wilson_interval(successes, n), errors=errors)
+
+
+def _error_warnings(records: Sequence[EpisodeRecord]) -> list[str]:
+    lost = _by_axis(record for record in records if record.error)
+    axes = ", ".join(f"{axis} {len(own)}" for axis, own in lost.items())
+    return [f"lost episodes to simulator errors, not counted as failures: {axes}"] if lost else []
+
+
+def _ood_rates(records: Sequence[EpisodeRecord]) -> dict[str, Rate]:
+    axes = _by_axis(record for record in records if record.spec.split == "ood")
+    return {axis: rate for axis, own in axes.items() if (rate := _rate(own)) is not None}
+
+
+def _ablations(records: Sequence[EpisodeRecord]) -> dict[str, Ablation]:
+    """Ablations are IID episodes under another axis, each compared with the intact runs of its initial states."""
+    intact = {record.spec.init_state_key: record for record in _iid(records)}
+    axes = _by_axis(record for record in records if record.spec.split == "iid" and not _is_iid(record))
+    ablations = {}
+    for name, own in axes.items():
+        rate = _rate(own)
+        reference = _rate([intact[key] for record in own if (key := record.spec.init_state_key) in intact])
+        if rate is not None and reference is not None:
+            ablations[name] = Ablation(**dict(rate), intact=reference.success)
+    return ablations
+
+
+def _task_rates(records: Sequence[EpisodeRecord]) -> TaskRates:
+    return TaskRates(iid=_rate(_iid(records)), ood=_ood_rates(records), ablations=_ablations(records))
+
+
+def _difference(pairs: Sequence[_Pair]) -> Difference | None:
+    if not pairs:
+        return None
+    result = paired_comparison([before.success for before, _ in pairs], [after.success for _, after in pairs])
+    return Difference(
+        difference=result.difference,
+        ci95=(result.ci_low, result.ci_high),
+        p=result.p_value,
+        n=result.n,
+        gained=result.gained,
+        lost=result.lost,
+    )
+
+
+def _ood_differences(pairs: Sequence[_Pair]) -> dict[str, Difference]:
+    axes: dict[str, list[_Pair]] = {}
+    for pair in pairs:
+        if pair[0].spec.split == "ood":
+            axes.setdefault(pair[0].spec.axis, []).append(pair)
+    found = {axis: difference for axis, own in axes.items() if (difference := _difference(own)) is not None}
+    corrected = holm([difference.p for difference in found.values()])
+    return {
+        axis: difference.model_copy(update={"p_holm": p_holm})
+        for (axis, difference), p_holm in zip(found.items(), corrected, strict=True)
+    }

@@ -1,0 +1,204 @@
+"""The summary for people: one sentence, one table (terminal and Markdown), and the metric names of MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gripline.summary import SHARED_SCENE, Difference, PolicySummary, Rate, Summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ALL_TASKS = "all tasks"
+SHARED_ROW = "shared-scene tasks"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a split, all tasks or one, both policies and what changed between them."""
+
+    kind: str
+    """'iid', 'ood' or 'ablation'."""
+    split: str
+    """'IID', an OOD axis or an ablation, in words."""
+    task: str
+    sft: Rate | None
+    rl: Rate | None
+    paired: Difference | None
+    """None for ablations: there the question is how little is left, not which policy is better."""
+
+
+def rows(summary: Summary) -> list[Row]:
+    """IID, every OOD axis, every ablation; for each the row over all tasks first, then one per task."""
+    return [*_iid_rows(summary), *_ood_rows(summary), *_ablation_rows(summary)]
+
+
+def headline(summary: Summary) -> str:
+    """The result in one sentence: both successes on IID, their paired difference, its interval and p."""
+    paired = summary.paired.iid
+    return (
+        f"RL succeeds on {percent(summary.rl.iid.success)} of {paired.n} unseen initial states, SFT on "
+        f"{percent(summary.sft.iid.success)}: {points(paired.difference)} points "
+        f"(95 % CI {points(paired.ci95[0])} to {points(paired.ci95[1])}, exact McNemar p {p_text(paired.p)})"
+    )
+
+
+def render_table(summary: Summary, per_task: bool = True) -> Table:
+    """The table for the terminal, 80 columns wide."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    title = Text(f"Success in % [95 % interval], profile {summary.profile}, seed {summary.seed}", "italic")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("split and task", overflow="fold")
+    for name in ("n", "SFT", "RL", "RL − SFT", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows(summary):
+        total = row.task == ALL_TASKS
+        if total or per_task:
+            name = row.split if total else f"  {row.task}"
+            style = "bold" if total else "dim"
+            changed = _colour(row.paired) if total else style
+            n, sft, rl, gain, p = _numbers(row)
+            table.add_row(*(Text(cell, style) for cell in (name, n, sft, rl)), Text(gain, changed), Text(p, changed))
+    return table
+
+
+def markdown(summary: Summary) -> str:
+    """Headline, table, decision and warnings as Markdown: for MLflow's note and the pipeline's Markdown artifact."""
+    lines = [
+        f"**{headline(summary)}.**",
+        "",
+        "| split | task | n | SFT | RL | RL − SFT | p |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows(summary):
+        split = f"**{row.split}**" if row.task == ALL_TASKS else ""
+        lines.append("| " + " | ".join([split, row.task, *_numbers(row)]) + " |")
+    lines += [
+        "",
+        "Success in per cent. Brackets: 95 % intervals (Wilson; score interval for paired differences). "
+        "p: exact McNemar, Holm-corrected over the OOD axes.",
+        "",
+    ]
+    lines.append("**Promoted.**" if summary.promoted else "**Not promoted.**")
+    lines += [f"* {reason}" for reason in summary.reasons]
+    lines += [f"* **Warning:** {warning}" for warning in summary.warnings]
+    return "\n".join(lines) + "\n"
+
+
+def policy_metrics(policy: PolicySummary, prefix: str = "eval") -> dict[str, float]:
+    """Metrics of one evaluation, such as `eval/iid/success` and `eval/ood/camera/ci_low`."""
+    named: dict[str, Rate] = {"iid": policy.iid}
+    named |= {f"ood/{axis}": rate for axis, rate in policy.ood.items()}
+    named |= {f"ablation/{name}": rate for name, rate in policy.ablations.items()}
+    named |= {f"task/{task}": rates.iid for task, rates in policy.per_task.items() if rates.iid is not None}
+    metrics: dict[str, float] = {}
+    for name, rate in named.items():
+        bounds = {"success": rate.success, "ci_low": rate.ci95[0], "ci_high": rate.ci95[1]}
+        metrics |= {f"{prefix}/{name}/{field}": value for field, value in bounds.items()}
+        metrics |= {f"{prefix}/{name}/errors": rate.errors} if rate.errors else {}
+    return metrics
+
+
+def final_metrics(summary: Summary) -> dict[str, float]:
+    """The few numbers by which whole runs are compared, for the parent run: successes, gains, costs."""
+    metrics = {"promoted": float(summary.promoted), "env_steps": float(summary.env_steps)}
+    metrics |= {"peak_memory_mb": summary.peak_memory_mb}
+    metrics |= {f"seconds/{name}": value for name, value in dict(summary.seconds).items()}
+    for name, policy in (("sft", summary.sft), ("rl", summary.rl)):
+        metrics |= {f"{name}/iid/success": policy.iid.success}
+        metrics |= {f"{name}/ood/{axis}/success": rate.success for axis, rate in policy.ood.items()}
+        metrics |= {f"{name}/ablation/{kind}/success": rate.success for kind, rate in policy.ablations.items()}
+    metrics |= _gain_metrics("gain/iid", summary.paired.iid)
+    for axis, paired in summary.paired.ood.items():
+        metrics |= _gain_metrics(f"gain/ood/{axis}", paired)
+    return metrics
+
+
+def percent(rate: float) -> str:
+    """0.95 as '95.0 %'."""
+    return f"{100 * rate:.1f} %"
+
+
+def points(difference: float) -> str:
+    """0.375 as '+37.5', -0.1 as '−10.0' (percentage points)."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def p_text(p: float) -> str:
+    """'= 0.031', '< 0.0001'."""
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
+
+
+def rate_text(rate: Rate | None) -> str:
+    """'95 [90, 98]': per cent, with the interval."""
+    return "–" if rate is None else f"{100 * rate.success:.0f} [{100 * rate.ci95[0]:.0f}, {100 * rate.ci95[1]:.0f}]"
+
+
+def gain_text(paired: Difference | None) -> str:
+    """'+38 [+28, +46]': percentage points, with the interval."""
+    if paired is None:
+        return ""
+    low, high = paired.ci95
+    return f"{100 * paired.difference:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}]".replace("-", "−")
+
+
+def in_words(name: str) -> str:
+    """'swapped_instruction' as 'swapped instruction'."""
+    return name.removesuffix(SHARED_SCENE).replace("_", " ")
+
+
+def _iid_rows(summary: Summary) -> Iterator[Row]:
+    yield Row("iid", "IID", ALL_TASKS, summary.sft.iid, summary.rl.iid, summary.paired.iid)
+    for task, rates in summary.rl.per_task.items():
+        pairs = summary.paired.per_task.get(task)
+        yield Row("iid", "IID", task, summary.sft.per_task[task].iid, rates.iid, pairs.iid if pairs else None)
+
+
+def _ood_rows(summary: Summary) -> Iterator[Row]:
+    for axis in summary.rl.ood:
+        paired = summary.paired.ood.get(axis)
+        yield Row("ood", in_words(axis), ALL_TASKS, summary.sft.ood.get(axis), summary.rl.ood[axis], paired)
+        for task, rates in summary.rl.per_task.items():
+            if axis in rates.ood:
+                pairs = summary.paired.per_task.get(task)
+                sft = summary.sft.per_task[task].ood.get(axis)
+                yield Row("ood", in_words(axis), task, sft, rates.ood[axis], pairs.ood.get(axis) if pairs else None)
+
+
+def _ablation_rows(summary: Summary) -> Iterator[Row]:
+    for name, rate in summary.rl.ablations.items():
+        if name.endswith(SHARED_SCENE):
+            continue
+        yield Row("ablation", in_words(name), ALL_TASKS, summary.sft.ablations.get(name), rate, None)
+        shared = name + SHARED_SCENE
+        if shared in summary.rl.ablations:
+            sft = summary.sft.ablations.get(shared)
+            yield Row("ablation", in_words(name), SHARED_ROW, sft, summary.rl.ablations[shared], None)
+        for task, rates in summary.rl.per_task.items():
+            if name in rates.ablations:
+                sft = summary.sft.per_task[task].ablations.get(name)
+                yield Row("ablation", in_words(name), task, sft, rates.ablations[name], None)
+
+
+def _gain_metrics(name: str, paired: Difference) -> dict[str, float]:
+    low, high = paired.ci95
+    return {name: paired.difference, f"{name}_ci_low": low, f"{name}_ci_high": high, f"{name}_p": paired.p}
+
+
+def _numbers(row: Row) -> tuple[str, ...]:
+    """n, SFT, RL, gain, p."""
+    n = str(row.rl.n) if row.rl is not None else ""
+    p = "" if row.paired is None else p_text(row.paired.p if row.paired.p_holm is None else row.paired.p_holm)
+    p = p.removeprefix("= ").replace("< 0.0001", "<1e-4")
+    return n, rate_text(row.sft), rate_text(row.rl), gain_text(row.paired), p
+
+
+def _colour(paired: Difference | None) -> str:
+    if paired is None or paired.ci95[0] <= 0 <= paired.ci95[1]:
+        return "bold"
+    return "bold green" if paired.difference > 0 else "bold red"

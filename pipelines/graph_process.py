@@ -1,0 +1,63 @@
+"""The process that runs a graph step by step on this machine: `python -m pipelines.graph_process`.
+
+The front end starts it, gives it a `GraphJob` as JSON on standard input, and reads the steps' progress events. When the
+front end dies, by whatever means, this process stops every step and ends.
+"""
+
+import importlib
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pipelines import processes
+
+POST_TRAINING = "pipelines.post_training:post_training"
+
+
+class GraphJob(BaseModel):
+    """What to run and where its artifacts go."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pipeline: str = POST_TRAINING
+    """'module:function' of the `@dsl.pipeline`."""
+    arguments: dict[str, str | int]
+    artifacts: Path
+
+
+def main() -> None:
+    """Run the job that standard input describes. Raises RuntimeError when a step fails."""
+    processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, _stop)
+    processes.terminate_with_parent()
+    job = GraphJob.model_validate_json(sys.stdin.read())
+    _run(job)
+
+
+def _run(job: GraphJob) -> None:
+    from kfp import local
+
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(job.artifacts),
+        # Steps that KFP may cache are kept in the run's folder, so that a continued run does not repeat them.
+        enable_caching=True,
+        cache_root=str(job.artifacts / "cache"),
+    )
+    module, _, name = job.pipeline.partition(":")
+    pipeline: Any = getattr(importlib.import_module(module), name)
+    pipeline(**job.arguments)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    processes.stop_descendants()
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Run the graph on this machine: one child process for the graph, a display here, nothing left behind at the end."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from gripline import progress
+from gripline.errors import UserError
+from gripline.inputs import RunInputs
+from gripline.profiles import dump
+from gripline.stages import CONTEXT_FILE, RunContext
+from pipelines import events, processes
+from pipelines.display import Display
+from pipelines.graph_process import POST_TRAINING, GraphJob
+from pipelines.run_folder import RunFolder, claim
+
+STAGES = ("plan", "demos", "sft", "eval-sft", "gate", "rl", "eval-rl", "promote")
+PROGRESS_FILE = "progress.jsonl"
+LOG_FILE = "log.txt"
+REPORT_FILE = "report.html"
+DRAW_EVERY_S = 0.2
+LONGEST_SCRATCH = 32
+"""Characters. Ray puts sockets below it, whose paths may have 107."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+OUR_FAULT = 1
+ENVIRONMENT = {
+    # One thread per process unless a stage asks for more: spinning threads cost more than they bring.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour that Ray otherwise announces with a warning
+    "RAY_COLOR_PREFIX": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "PYTHONUNBUFFERED": "1",  # the log is complete when a step is killed
+    "PYTHONSAFEPATH": "1",  # a folder called `components` where the user stands must not shadow ours
+}
+
+
+class Interrupted(BaseException):
+    """A signal asked us to stop. Not an Exception: nobody but the entry point handles it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+def run_local(
+    inputs: RunInputs, out: Path | None, *, pipeline: str = POST_TRAINING, stages: Sequence[str] = STAGES
+) -> int:
+    """Run or continue. Returns 0, 1 when a step broke, 128 + n after signal n.
+
+    Raises UserError for what the user can mend.
+    """
+    console = Console()
+    with _signals_raise(), claim(inputs, out) as folder:
+        console.print(f"{'continuing' if folder.continued else 'running in'} {_shown(folder.path)}", highlight=False)
+        display = Display(console, stages)
+        meter = processes.MemoryMeter()
+        try:
+            with _attempt(folder, meter), display:
+                exit_code = _run_graph(folder, inputs, pipeline, display, meter)
+        except Interrupted as interrupt:
+            processes.stop_descendants()
+            _end_tracking(folder, "KILLED")
+            again = f"gripline run … --out {_shown(folder.path)}"
+            print(f"gripline: interrupted, nothing is left running; continue with: {again}", file=sys.stderr)
+            return 128 + interrupt.number
+        if exit_code == 0:
+            _finish(folder, console)
+            return 0
+        _end_tracking(folder, "FAILED")
+        return _explain_failure(folder, display, exit_code)
+
+
+def _run_graph(
+    folder: RunFolder, inputs: RunInputs, pipeline: str, display: Display, meter: processes.MemoryMeter
+) -> int:
+    """Start the child, draw until it ends, stop whatever it left. Returns its exit code."""
+    arguments: dict[str, str | int] = {
+        "profile": dump(inputs.profile),
+        "checkpoint_uri": inputs.checkpoint_uri,
+        "store_uri": str(folder.path.parent),
+        "run_name": folder.path.name,
+    }
+    job = GraphJob(pipeline=pipeline, arguments=arguments, artifacts=folder.path / "steps")
+    news = events.EventFile(folder.path / PROGRESS_FILE)
+    processes.adopt_orphans()
+    with _scratch() as scratch, open(folder.path / LOG_FILE, "ab") as log:
+        environment = os.environ | ENVIRONMENT | {"TMPDIR": scratch}
+        environment[progress.FILE_VARIABLE] = str(folder.path / PROGRESS_FILE)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.graph_process"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches us alone, who stop everything in order
+            pass_fds=(folder.lock_descriptor,),  # and the folder stays locked until the child is gone too
+        )
+        try:
+            assert child.stdin is not None
+            child.stdin.write(job.model_dump_json().encode())
+            child.stdin.close()
+            while child.poll() is None:
+                display.feed(news.read_new())
+                display.refresh()
+                meter.sample()
+                time.sleep(DRAW_EVERY_S)
+            display.feed(news.read_new())
+            display.refresh()
+        finally:
+            processes.stop_descendants()
+        return child.returncode
+
+
+@contextmanager
+def _attempt(folder: RunFolder, meter: processes.MemoryMeter) -> Iterator[None]:
+    """Mark beginning and end in the progress file, from which seconds and memory of all attempts are added up."""
+    path = folder.path / PROGRESS_FILE
+    events.append(path, events.Event(time_s=time.time(), stage=events.RUN, event="start"))
+    try:
+        yield
+    finally:
+        peak = {"peak_memory_mb": meter.peak_mb}
+        events.append(path, events.Event(time_s=time.time(), stage=events.RUN, event="end", metrics=peak))
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """The first signal raises Interrupted; later ones are ignored, so that cleaning up is not cut short.
+
+    A signal that our parent made us ignore (nohup) stays ignored.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """A short-named folder for what Ray and the steps leave lying about; removed with all that is in it."""
+    parent = tempfile.gettempdir()
+    if len(parent) + len("/gripline-12345678") > LONGEST_SCRATCH:
+        parent = "/tmp"
+    with tempfile.TemporaryDirectory(prefix="gripline-", dir=parent, ignore_cleanup_errors=True) as scratch:
+        yield scratch
+
+
+def _finish(folder: RunFolder, console: Console) -> None:
+    """Complete summary.json with what only the front end knows, and show the result."""
+    from gripline.summary import Seconds, read_summary, write_summary
+    from gripline.tables import headline, render_table
+
+    history = events.read_all(folder.path / PROGRESS_FILE)
+    took = events.stage_seconds(history)
+    seconds = Seconds(
+        demos=took.get("demos", 0.0),
+        sft=took.get("sft", 0.0),
+        rl=took.get("rl", 0.0),
+        eval=took.get("eval-sft", 0.0) + took.get("eval-rl", 0.0),
+        total=took[events.RUN],
+    )
+    peak_mb = max(event.metrics.get("peak_memory_mb", 0.0) for event in history if event.stage == events.RUN)
+    summary = read_summary(folder.summary).model_copy(update={"seconds": seconds, "peak_memory_mb": peak_mb})
+    write_summary(folder.summary, summary)
+    console.print(render_table(summary))
+    console.print(headline(summary), highlight=False)
+    console.print(f"promoted: {'yes' if summary.promoted else 'no'} ({'; '.join(summary.reasons)})", highlight=False)
+    for warning in summary.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    console.print(f"{seconds.total:.0f} s, peak memory {peak_mb / 1024:.1f} GB", highlight=False)
+    for label, text in (("report", _shown(folder.path / REPORT_FILE)), ("MLflow", _mlflow_command(folder))):
+        console.print(f"{label}:  {text}", highlight=False, soft_wrap=True)
+
+
+def _explain_failure(folder: RunFolder, display: Display, exit_code: int) -> int:
+    """Raise the step's own UserError, or tell that it broke."""
+    log, failure = _shown(folder.path / LOG_FILE), display.failure
+    if failure is not None and failure.event == "error":
+        raise UserError("", "", failure.text, "")
+    if shutil.disk_usage(folder.path).free < 2**20:
+        raise UserError(str(folder.path), "", "the disk is full", "free space and start the same run again")
+    if failure is not None:
+        problem = f"stage {failure.stage!r} broke: {failure.text}"
+    else:
+        problem = f"the pipeline ended with exit code {exit_code} during stage {display.running or 'plan'!r}"
+    print(f"gripline: {problem}; this is our fault, not yours: please report it with {log}", file=sys.stderr)
+    return OUR_FAULT
+
+
+def _end_tracking(folder: RunFolder, status: str) -> None:
+    """The pipeline's MLflow run must not look as if it went on. Only where `plan` got as far as to make it."""
+    path = folder.path / CONTEXT_FILE
+    if not path.exists():
+        return
+    from gripline.tracking import end_parent
+
+    context = RunContext.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        end_parent(context.tracking_uri, context.parent_run_id, "KILLED" if status == "KILLED" else "FAILED")
+    except UserError as error:
+        print(f"gripline: warning: {error.line}", file=sys.stderr)
+
+
+def _mlflow_command(folder: RunFolder) -> str:
+    context = RunContext.model_validate_json((folder.path / CONTEXT_FILE).read_text(encoding="utf-8"))
+    if context.tracking_uri.startswith(("http://", "https://")):
+        return f"{context.tracking_uri}, experiment {context.experiment!r}"
+    beside = Path(sys.executable).with_name("mlflow")
+    command = "mlflow" if shutil.which("mlflow") == str(beside) else _shown(beside)
+    return f"{command} ui --backend-store-uri {context.tracking_uri}"
+
+
+def _shown(path: Path) -> str:
+    """Relative to where the user stands, if it lies below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
