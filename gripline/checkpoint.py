@@ -7,6 +7,7 @@ answered at once. What is inside of the other files (weights, architecture, toke
 
 import errno
 import hashlib
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ class Provenance(_Value):
     split_hashes: dict[str, str] = Field(default_factory=dict)
     config: dict[str, JsonValue] = Field(default_factory=dict)
     """The configuration of the stage, as in the profile."""
-    code_version: str = ""
+    code_version: str = Field(default_factory=lambda: importlib.metadata.version("gripline"))
     mlflow_run_id: str = ""
 
 

@@ -308,7 +308,8 @@ def _experiment_id(client: Any, name: str) -> str:
         return str(experiment.experiment_id)
     database = _database_file(client.tracking_uri)
     location = None if database is None else (database.parent / "mlflow-artifacts").as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+    kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on pages for chat applications
+    return str(client.create_experiment(name, artifact_location=location, tags=kind))
 
 
 def _database_file(tracking_uri: str) -> Path | None:

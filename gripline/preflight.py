@@ -16,10 +16,9 @@ def check(profile: Profile, checkpoint_uri: str) -> Splits:
     Of a checkpoint in a remote store only the manifest is read; the SFT stage checks the rest. Raises UserError.
     """
     spec = env_spec(profile.env)
-    splits = build_splits(profile)
     if checkpoint_uri:
         check_fits(_manifest(checkpoint_uri), spec, profile.env, where=checkpoint_uri)
-    return splits
+    return build_splits(profile)
 
 
 def _manifest(checkpoint_uri: str) -> Manifest:

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import fsspec
 from pydantic import BaseModel, ConfigDict
 
 from gripline.errors import UserError
@@ -29,7 +28,9 @@ class RunStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
         self._remote = not is_local(uri)
-        self.local = Path(tempfile.mkdtemp(prefix="gripline-")) if self._remote else Path(self.uri.removeprefix("file://"))
+        self.local = (
+            Path(tempfile.mkdtemp(prefix="gripline-")) if self._remote else Path(self.uri.removeprefix("file://"))
+        )
 
     def pull(self, name: str) -> Path:
         """The local path of a file or folder of the run; it may not exist. Remote ones are downloaded."""
@@ -45,6 +46,8 @@ class RunStore:
         source = self.local / name
         files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
         files.sort(key=lambda path: path.name in LAST_FILES)
+        import fsspec
+
         filesystem, _ = fsspec.core.url_to_fs(self.uri)
         for path in files:
             destination = f"{self.uri}/{path.relative_to(self.local)}"
@@ -65,6 +68,8 @@ def fetch(uri: str) -> Path:
 
 
 def _download(uri: str, target: Path) -> None:
+    import fsspec
+
     filesystem, path = fsspec.core.url_to_fs(uri)
     if not filesystem.exists(path):
         return
@@ -103,7 +108,9 @@ class StageResult(BaseModel):
         except ValueError as error:
             raise UserError(str(path), "", "unreadable", "remove the stage's folder to run it again") from error
         if result.fingerprint != fingerprint:
-            raise UserError(str(path), "fingerprint", "this stage was finished with other inputs", "choose another --out")
+            raise UserError(
+                str(path), "fingerprint", "this stage was finished with other inputs", "choose another --out"
+            )
         return result
 
     def write(self, store: RunStore, stage: str) -> dict[str, str | float | int]:

@@ -212,31 +212,33 @@ def indifference_warnings(policy: PolicySummary, threshold: float) -> list[str]:
     for name, meaning in inputs.items():
         rate = policy.ablations.get(name)
         if rate is not None and rate.intact > 0 and rate.success > threshold * rate.intact:
-            numbers = f"{rate.success:.2f} of {rate.intact:.2f}, more than {threshold:.0%} of it"
-            warnings.append(f"keeps {numbers}, {meaning}")
+            share = f"{rate.success / rate.intact:.0%} of its success ({rate.success:.2f} of {rate.intact:.2f})"
+            warnings.append(f"keeps {share} {meaning}")
     return warnings
 
 
 def promotion_decision(
     rl: PolicySummary, paired: Paired, config: PromoteConfig, indifference_threshold: float
 ) -> Decision:
-    """Every rule must hold: a sure gain on IID, no OOD axis that falls too far, and a policy that sees and reads."""
+    """Every rule must hold: a sure gain on IID, no OOD axis that falls too far, and a policy that sees and reads.
+
+    Each reason begins with ✓ or ✗.
+    """
     low = paired.iid.ci95[0]
-    sure = low > config.min_gain
-    relation = "above" if sure else "not above"
-    reasons = [f"gain on IID: lower 95 % bound {low:+.3f} is {relation} {config.min_gain:+.3f}"]
-    fallen = {axis: rate.difference for axis, rate in paired.ood.items() if rate.difference < -config.ood_tolerance}
-    reasons += [
-        f"OOD axis {axis!r}: falls by {-change:.3f}, more than {config.ood_tolerance:.3f}"
-        for axis, change in fallen.items()
+    relation = "above" if low > config.min_gain else "not above"
+    rules = [(low > config.min_gain, f"gain on IID: lower 95 % bound {low:+.3f} is {relation} {config.min_gain:+.3f}")]
+    fallen = {axis: -rate.difference for axis, rate in paired.ood.items() if rate.difference < -config.ood_tolerance}
+    rules += [
+        (False, f"OOD {axis}: falls by {by:.3f}, more than {config.ood_tolerance}") for axis, by in fallen.items()
     ]
     if paired.ood and not fallen:
-        reasons.append(f"OOD: no axis falls by more than {config.ood_tolerance:.3f}")
+        rules.append((True, f"OOD: no axis falls by more than {config.ood_tolerance}"))
     indifferent = indifference_warnings(rl, indifference_threshold)
-    reasons += [f"inputs: {text}" for text in indifferent]
+    rules += [(False, f"inputs: {text}") for text in indifferent]
     if rl.ablations and not indifferent:
-        reasons.append("inputs: it needs both image and instruction")
-    return Decision(promoted=sure and not fallen and not indifferent, reasons=tuple(reasons))
+        rules.append((True, f"inputs: at most {indifference_threshold:.0%} of its success is left without one"))
+    reasons = tuple(f"{'✓' if holds else '✗'} {text}" for holds, text in rules)
+    return Decision(promoted=all(holds for holds, _ in rules), reasons=reasons)
 
 
 def write_summary(path: str | Path, summary: Summary) -> None:

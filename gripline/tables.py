@@ -99,24 +99,27 @@ def policy_metrics(policy: PolicySummary, prefix: str = "eval") -> dict[str, flo
     metrics: dict[str, float] = {}
     for name, rate in named.items():
         bounds = {"success": rate.success, "ci_low": rate.ci95[0], "ci_high": rate.ci95[1]}
-        metrics |= {f"{prefix}/{name}/{field}": value for field, value in bounds.items()}
+        metrics |= {f"{prefix}/{name}/{field}": round(value, 4) for field, value in bounds.items()}
         metrics |= {f"{prefix}/{name}/errors": rate.errors} if rate.errors else {}
     return metrics
 
 
 def final_metrics(summary: Summary) -> dict[str, float]:
-    """The few numbers by which whole runs are compared, for the parent run: successes, gains, costs."""
-    metrics = {"promoted": float(summary.promoted), "env_steps": float(summary.env_steps)}
-    metrics |= {"peak_memory_mb": summary.peak_memory_mb}
-    metrics |= {f"seconds/{name}": value for name, value in dict(summary.seconds).items()}
-    for name, policy in (("sft", summary.sft), ("rl", summary.rl)):
+    """The few numbers by which whole runs are compared, for the parent run.
+
+    MLflow's compare page sorts them by name, so the gains come first; its plots take the first one of this dictionary.
+    """
+    iid = summary.paired.iid
+    metrics = {"gain/iid": iid.difference, "gain/iid_ci_low": iid.ci95[0], "gain/iid_ci_high": iid.ci95[1]}
+    metrics |= {f"gain/ood/{axis}": paired.difference for axis, paired in summary.paired.ood.items()}
+    for name, policy in (("rl", summary.rl), ("sft", summary.sft)):
         metrics |= {f"{name}/iid/success": policy.iid.success}
         metrics |= {f"{name}/ood/{axis}/success": rate.success for axis, rate in policy.ood.items()}
         metrics |= {f"{name}/ablation/{kind}/success": rate.success for kind, rate in policy.ablations.items()}
-    metrics |= _gain_metrics("gain/iid", summary.paired.iid)
-    for axis, paired in summary.paired.ood.items():
-        metrics |= _gain_metrics(f"gain/ood/{axis}", paired)
-    return metrics
+    metrics = {name: round(value, 4) for name, value in metrics.items()}
+    metrics |= {"gain/iid_p": float(f"{iid.p:.3g}"), "run/promoted": float(summary.promoted)}
+    metrics |= {f"run/seconds_{name}": round(value, 1) for name, value in dict(summary.seconds).items()}
+    return metrics | {"run/env_steps": float(summary.env_steps), "run/peak_memory_mb": round(summary.peak_memory_mb, 1)}
 
 
 def percent(rate: float) -> str:
@@ -132,6 +135,16 @@ def points(difference: float) -> str:
 def p_text(p: float) -> str:
     """'= 0.031', '< 0.0001'."""
     return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
+
+
+def p_corrected(paired: Difference) -> float:
+    """The p-value to go by: corrected where several axes were looked at."""
+    return paired.p if paired.p_holm is None else paired.p_holm
+
+
+def is_sure(paired: Difference) -> bool:
+    """Whether the difference is significant at 5 %."""
+    return p_corrected(paired) < 0.05
 
 
 def rate_text(rate: Rate | None) -> str:
@@ -185,20 +198,15 @@ def _ablation_rows(summary: Summary) -> Iterator[Row]:
                 yield Row("ablation", in_words(name), task, sft, rates.ablations[name], None)
 
 
-def _gain_metrics(name: str, paired: Difference) -> dict[str, float]:
-    low, high = paired.ci95
-    return {name: paired.difference, f"{name}_ci_low": low, f"{name}_ci_high": high, f"{name}_p": paired.p}
-
-
 def _numbers(row: Row) -> tuple[str, ...]:
     """n, SFT, RL, gain, p."""
     n = str(row.rl.n) if row.rl is not None else ""
-    p = "" if row.paired is None else p_text(row.paired.p if row.paired.p_holm is None else row.paired.p_holm)
+    p = "" if row.paired is None else p_text(p_corrected(row.paired))
     p = p.removeprefix("= ").replace("< 0.0001", "<1e-4")
     return n, rate_text(row.sft), rate_text(row.rl), gain_text(row.paired), p
 
 
 def _colour(paired: Difference | None) -> str:
-    if paired is None or paired.ci95[0] <= 0 <= paired.ci95[1]:
+    if paired is None or not is_sure(paired):
         return "bold"
     return "bold green" if paired.difference > 0 else "bold red"

@@ -219,14 +219,17 @@ class Tracker:
 
 
 def flatten(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Dotted names and texts. Example: `{"sft": {"lr": 0.001, "on": ("a", "b")}}` → `sft.lr: 0.001, sft.on: a, b`."""
+    """Dotted names and texts. Example: `{"sft": {"lr": 0.001, "on": ("a", "b")}}` → `sft.lr: 0.001, sft.on: a, b`.
+
+    What is empty or None is left out.
+    """
     flat: dict[str, str] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         elif isinstance(value, list | tuple):
             flat[f"{prefix}{name}"] = ", ".join(str(item) for item in value)
-        else:
+        elif value not in ("", None):
             flat[f"{prefix}{name}"] = str(value)
     return flat
 

@@ -1,139 +1,179 @@
 """The command line. It checks first and imports afterwards: a wrong argument is answered at once, without torch."""
 
-import importlib.util
+import argparse
 import os
+import re
 import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import NoReturn
 
-import click
-import typer
-
-from gripline import profiles
-from gripline.errors import UserError
+from gripline.errors import UserError, did_you_mean
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
-_NEEDED = {"kfp": "pipelines", "ray": "rl", "mlflow": "tracking", "mujoco": "sim"}
+NEEDED = {"kfp": "pipelines", "ray": "rl", "mlflow": "tracking", "mujoco": "sim"}
 """What a local run imports -> the extra that brings it."""
 
-app = typer.Typer(
-    help="Staged post-training of robot policies: demonstrations, SFT, RL in simulation, evaluation.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
 
-ProfileArgument = Annotated[str, typer.Argument(help="Name of a shipped profile, or path of a .yaml file.")]
-FromOption = Annotated[str, typer.Option("--from", metavar="CHECKPOINT", help="Start from it; SFT is skipped.")]
-SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override, such as rl.lr=1e-4.")]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="Instead of the profile's own.")]
+class _Parser(argparse.ArgumentParser):
+    """Mistakes become a UserError: one line instead of usage and message."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(self.prog, "", message, f"see {self.prog} --help")
 
 
-@app.command()
-def run(
-    profile: ProfileArgument,
-    checkpoint: FromOption = "",
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: runs/PROFILE-<n>.")] = None,
-    seed: SeedOption = None,
-    overrides: SetOption = [],  # noqa: B006  typer copies it
-) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: one line for the user's mistakes and exit code 2; 130 after Ctrl-C."""
+    try:
+        options, unknown = _parser().parse_known_args(arguments)
+        if unknown:
+            known = re.findall(r"--[a-z-]+", options.parser.format_usage())
+            raise UserError(options.parser.prog, unknown[0], "unknown option", did_you_mean(unknown[0], known))
+        command: Callable[[argparse.Namespace], int] = options.command
+        status = command(options)
+    except UserError as error:
+        print(error.line if error.where.startswith("gripline") else f"gripline: {error.line}", file=sys.stderr)
+        status = WRONG_INPUT
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="gripline", description="Staged post-training of robot policies: SFT, RL, evaluation.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, function: Callable[[argparse.Namespace], int], description: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=description, description=function.__doc__, allow_abbrev=False)
+        command.set_defaults(command=function, parser=command)
+        return command
+
+    run = add("run", _run, "run a profile on this machine")
+    _add_inputs(run)
+    run.add_argument("--out", type=Path, metavar="DIR", help="where the run is kept; default: runs/PROFILE-<n>")
+
+    add("profiles", _profiles, "list the shipped profiles")
+
+    compile_ = add("compile", _compile, "compile the pipeline to YAML")
+    compile_.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: the committed pipelines/post_training.yaml"
+    )
+
+    submit = add("submit", _submit, "submit a profile to a Kubeflow Pipelines server")
+    _add_inputs(submit)
+    submit.add_argument("--host", required=True, metavar="URL", help="address of the Kubeflow Pipelines API")
+    submit.add_argument("--store", required=True, metavar="URI", help="where runs are kept, such as s3://bucket/runs")
+    submit.add_argument("--experiment", metavar="NAME", help="default: the profile's")
+    submit.add_argument("--image", metavar="IMAGE", help="container image of every step")
+    submit.add_argument("--tracking", metavar="URI", help="MLflow server; default: the profile's")
+    submit.add_argument("--namespace", default="", help="yours, on a multi-user installation")
+    submit.add_argument("--run-name", metavar="NAME", help="folder below --store; one that exists is continued")
+
+    add("doctor", _doctor, "say what of this machine is usable")
+    return parser
+
+
+def _add_inputs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("profile", metavar="PROFILE", help="name of a shipped profile, or path of a .yaml file")
+    command.add_argument("--from", dest="checkpoint", default="", metavar="CHECKPOINT", help="start from it, skip SFT")
+    command.add_argument("--seed", type=int, metavar="N", help="instead of the profile's own")
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="such as rl.lr=1e-4; repeatable",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
     """Run a profile on this machine.
 
-    An unfinished run in DIR is continued if profile and checkpoint are the same; a finished one is never touched. Without
-    --out, the newest run of the profile is continued if it is unfinished, else a new folder is made.
+    A finished run is never touched. An unfinished one in DIR is continued if it has the same profile and checkpoint.
+    Without --out, the newest run of the profile is continued if it is unfinished and the same; otherwise a new folder
+    is made.
     """
+    from gripline import profiles
+
+    profile = profiles.load(options.profile, options.overrides, options.seed)
     from gripline import preflight
     from gripline.inputs import RunInputs
     from gripline.store import is_local
 
-    wanted = profiles.load(profile, overrides, seed)
-    checkpoint_uri = str(Path(checkpoint).absolute()) if checkpoint and is_local(checkpoint) else checkpoint
-    preflight.check(wanted, checkpoint_uri)
-    for package, extra in _NEEDED.items():
-        if importlib.util.find_spec(package) is None:
+    checkpoint: str = options.checkpoint
+    if checkpoint and is_local(checkpoint):
+        checkpoint = str(Path(checkpoint.removeprefix("file://")).absolute())
+    preflight.check(profile, checkpoint)
+    for package, extra in NEEDED.items():
+        if find_spec(package) is None:
             raise UserError("", "", f"the package {package!r} is not installed", f"pip install -e '.[{extra}]'")
     from pipelines.local import run_local
 
-    return run_local(RunInputs(wanted, checkpoint_uri), out)
+    return run_local(RunInputs(profile, checkpoint), options.out)
 
 
-@app.command(name="profiles")
-def list_profiles() -> None:
+def _profiles(options: argparse.Namespace) -> int:
     """List the shipped profiles."""
+    from gripline import profiles
+
     for name in profiles.names():
         print(f"{name:<12} {profiles.load(name).description}")
+    return 0
 
 
-@app.command(name="compile")
-def compile_(
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: the committed file.")] = None,
-) -> None:
-    """Compile the pipeline to YAML."""
+def _compile(options: argparse.Namespace) -> int:
+    """Compile the pipeline to the YAML that a Kubeflow Pipelines server takes."""
     from pipelines.compile import COMPILED, compile_pipeline
 
-    compile_pipeline(out or COMPILED)
-    print(out or COMPILED)
+    out = options.out if options.out is not None else COMPILED
+    compile_pipeline(out)
+    print(out)
+    return 0
 
 
-@app.command()
-def submit(
-    profile: ProfileArgument,
-    host: Annotated[str, typer.Option(help="Address of the Kubeflow Pipelines API.")],
-    store: Annotated[str, typer.Option(metavar="URI", help="Where run folders are made, such as s3://bucket/runs.")],
-    checkpoint: FromOption = "",
-    seed: SeedOption = None,
-    overrides: SetOption = [],  # noqa: B006  typer copies it
-    experiment: Annotated[str, typer.Option(help="Default: the profile's.")] = "",
-    image: Annotated[str, typer.Option(help="Container image of every step.")] = "",
-    tracking: Annotated[str, typer.Option(metavar="URI", help="MLflow server; default: the profile's.")] = "",
-    namespace: Annotated[str, typer.Option(help="Yours, on a multi-user installation.")] = "",
-) -> None:
-    """Submit a profile to a Kubeflow Pipelines server. A bearer token is read from GRIPLINE_KFP_TOKEN."""
+def _submit(options: argparse.Namespace) -> int:
+    """Submit a profile to a Kubeflow Pipelines server; prints the address of the run.
+
+    A bearer token is read from the environment variable GRIPLINE_KFP_TOKEN.
+    """
+    from gripline import profiles
+
+    profile = profiles.load(options.profile, options.overrides, options.seed)
     from gripline import preflight
     from gripline.store import is_local
 
-    wanted = profiles.load(profile, overrides, seed)
-    preflight.check(wanted, "" if is_local(checkpoint) else checkpoint)
+    preflight.check(profile, "" if is_local(options.checkpoint) else options.checkpoint)
     from pipelines.submit import TOKEN_VARIABLE, Server, submit
 
-    arguments: dict[str, str | int] = {"profile": profiles.dump(wanted), "store_uri": store}
-    given = {"checkpoint_uri": checkpoint, "image": image, "tracking_uri": tracking}
-    arguments |= {name: value for name, value in given.items() if value}
-    server = Server(host, namespace, os.environ.get(TOKEN_VARIABLE, ""))
-    experiment = experiment or wanted.tracking.experiment
-    print(submit(server, experiment=experiment, name=wanted.name, arguments=arguments))
+    arguments = {
+        "profile": profiles.dump(profile),
+        "store_uri": options.store,
+        "checkpoint_uri": options.checkpoint,
+        "image": options.image,
+        "tracking_uri": options.tracking,
+        "run_name": options.run_name,
+    }
+    server = Server(options.host, options.namespace, os.environ.get(TOKEN_VARIABLE, ""))
+    address = submit(
+        server,
+        experiment=options.experiment or profile.tracking.experiment,
+        name=profile.name,
+        arguments={name: value for name, value in arguments.items() if value},
+    )
+    print(address)
+    return 0
 
 
-@app.command()
-def doctor() -> None:
-    """Say what of this machine is usable."""
+def _doctor(options: argparse.Namespace) -> int:
+    """Say what of this machine is usable, one line each."""
     from pipelines.doctor import examine
 
     for name, usable, text in examine():
         print(f"{'✓' if usable else '✗'} {name:<10} {text}", flush=True)
-
-
-def main() -> None:
-    """Entry point: one line for the user's mistakes, exit code 2; 130 after Ctrl-C."""
-    try:
-        status = app(standalone_mode=False)
-    except UserError as error:
-        sys.exit(_refuse(error.line))
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        sys.exit(WRONG_INPUT)
-    except click.ClickException as error:
-        sys.exit(_refuse(f"{' '.join(error.format_message().split())} See `gripline --help`."))
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(INTERRUPTED)
-    sys.exit(status)
-
-
-def _refuse(line: str) -> int:
-    print(f"gripline: {line}", file=sys.stderr)
-    return WRONG_INPUT
+    return 0
 
 
 if __name__ == "__main__":

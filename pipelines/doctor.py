@@ -21,7 +21,7 @@ def examine() -> Iterator[tuple[str, bool, str]]:
     for name, probe in PROBES.items():
         try:
             usable, text = probe()
-        except Exception as error:  # a broken installation is what the doctor is for: whatever it raises is a finding
+        except Exception as error:  # noqa: BLE001  whatever a broken installation raises is a finding
             usable, text = False, f"{type(error).__name__}: {error}"
         yield name, usable, " ".join(text.split())[:200]
 

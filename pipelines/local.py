@@ -205,11 +205,12 @@ def _explain_failure(folder: RunFolder, display: Display, exit_code: int) -> int
         raise UserError("", "", failure.text, "")
     if shutil.disk_usage(folder.path).free < 2**20:
         raise UserError(str(folder.path), "", "the disk is full", "free space and start the same run again")
-    if failure is not None:
-        problem = f"stage {failure.stage!r} broke: {failure.text}"
+    if failure is None:
+        stage = display.running or "plan"
+        problem = f"stage {stage!r} ended without a word (exit code {exit_code}): was it killed, for want of memory?"
     else:
-        problem = f"the pipeline ended with exit code {exit_code} during stage {display.running or 'plan'!r}"
-    print(f"gripline: {problem}; this is our fault, not yours: please report it with {log}", file=sys.stderr)
+        problem = f"stage {failure.stage!r} broke: {failure.text}"
+    print(f"gripline: {problem}; the log is {log}; if this is our fault, please report it", file=sys.stderr)
     return OUR_FAULT
 
 

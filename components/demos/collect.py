@@ -12,6 +12,7 @@ import numpy as np
 from gripline import progress
 from gripline.config import EnvConfig
 from gripline.demos.dataset import DemoSet
+from gripline.envs import prepare
 from gripline.errors import UserError
 from gripline.splits import Splits, build_splits, draw_variation
 from gripline.stages import DemosStage
@@ -39,6 +40,7 @@ def run(*, config: str, demos_path: str, checkpoint_uri: str) -> dict[str, Any]:
         progress.emit("demos", "note", text="a checkpoint is given: no demonstrations needed")
         return {"demonstrations": 0, "frames": 0, "seconds": 0.0}
     started = time.perf_counter()
+    prepare(stage.env)
     jobs = _jobs(stage, build_splits(stage))
     recorded: list[tuple[_Job, dict[str, np.ndarray], int]] = []
     with ProcessPoolExecutor(min(stage.demos.workers, len(jobs)), mp_context=get_context("spawn")) as pool:

@@ -27,7 +27,7 @@ def run(
     section = EvalStage.model_validate_json(config)
     store = RunStore(run_context.run_dir)
     directory = fetch(policy_uri)
-    check_fits(policy_uri, read_manifest(directory), env_spec(section.env), hold_steps=section.env.hold_steps)
+    check_fits(read_manifest(directory), env_spec(section.env), section.env, where=policy_uri)
     specs = Splits.read(splits_path).tested
     name = f"eval-{stage}"
     fingerprint = digest(section.env.model_dump_json(), checkpoint_hash(directory), *(spec.key for spec in specs))

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from gripline.checkpoint import Provenance
 from gripline.config import EnvConfig, RlConfig
 
 
@@ -48,12 +47,8 @@ class LearnerActor:
 
         self._learner.load_state(torch.load(path, weights_only=True))
 
-    def save_policy(self, directory: str, env: EnvConfig, provenance: Provenance) -> str:
+    def save_policy(self, directory: str, env: EnvConfig, provenance: dict[str, Any]) -> str:
         """Write the present weights as a self-contained checkpoint; returns its hash."""
-        from gripline.checkpoint import checkpoint_hash
-        from gripline.envs.suites import env_spec
         from gripline.policies import save_policy
 
-        path = Path(directory)
-        save_policy(path, self._learner.vla, env_spec=env_spec(env), hold_steps=env.hold_steps, provenance=provenance)
-        return checkpoint_hash(path)
+        return save_policy(directory, self._learner.vla, env=env, **provenance)

@@ -19,7 +19,7 @@ from gripline.algorithms.grpo import LossInputs, chunk_weights, policy_loss
 from gripline.config import RlConfig
 from gripline.policies import load_policy
 from gripline.policies.inference import token_logprobs
-from gripline.policies.lora import adapters_disabled, apply_lora, merged_copy
+from gripline.policies.lora import apply_lora, merged_copy
 from gripline.types import Trajectory
 
 
@@ -157,7 +157,7 @@ class Learner:
     @torch.no_grad()
     def _reference_logprobs(self, part: Batch) -> Tensor:
         """Log-probs under the policy that RL started from; with LoRA that is the same network without its adapters."""
-        without_adapters = adapters_disabled(self.vla) if self._reference is None else nullcontext()
+        without_adapters = self.vla.disable_adapter() if self._reference is None else nullcontext()
         with without_adapters:
             logits = self._logits(part, vla=self._reference)
         return token_logprobs(logits, part.tokens_UKA, self._config.temperature)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gripline import __version__, progress
-from gripline.checkpoint import Provenance, checkpoint_hash
+from gripline.checkpoint import checkpoint_hash
+from gripline.envs import prepare
 from gripline.errors import UserError
 from gripline.metrics import MetricsLog
 from gripline.splits import Splits
@@ -63,6 +64,7 @@ def _trainer(
 
     policy_dir = str(fetch(policy_uri))
     progress.emit("rl", "note", text="starting Ray actors")
+    prepare(stage.env)
     connect(num_env_workers=stage.rl.env_workers)
     try:
         learner = ray.remote(num_cpus=0, resources={"learner": 1})(LearnerActor).remote(policy_dir, stage.rl, stage.seed)
@@ -183,7 +185,7 @@ class Trainer:
             chosen = select(groups, config)
             out.trajectories += [finished[index].trajectory for index, _ in chosen]
             out.advantages += [advantage for _, advantage in chosen]
-            out.mixed += len({specs[index].group for index, _ in chosen}) if chosen else 0
+            out.mixed += len({(specs[index].task, specs[index].group) for index, _ in chosen})
             out.groups += len(groups)
             out.episodes += len(success)
             out.successes += sum(success.values())
@@ -264,15 +266,14 @@ class Trainer:
         """Write the present weights under the iteration's name, then drop the former best."""
         import ray
 
-        provenance = Provenance(
-            stage="rl",
-            method=self._config.method,
-            parent=checkpoint_hash(Path(self._policy_dir)),
-            split_hashes=self._context.split_hashes,
-            config=json.loads(self._config.model_dump_json()),
-            code_version=__version__,
-            mlflow_run_id=self._context.parent_run_id,
-        )
+        provenance = {
+            "stage": "rl",
+            "parent": checkpoint_hash(Path(self._policy_dir)),
+            "split_hashes": self._context.split_hashes,
+            "config": json.loads(self._config.model_dump_json()),
+            "code_version": __version__,
+            "mlflow_run_id": self._context.parent_run_id,
+        }
         new = self._best_dir(self.state.iteration)
         shutil.rmtree(new, ignore_errors=True)  # from an attempt that died after this and before its next state
         ray.get(self._learner.save_policy.remote(str(new), self._env, provenance))

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gripline import __version__, progress
-from gripline.checkpoint import TOKEN_HEAD, Provenance, check_fits, checkpoint_hash, read_manifest
+from gripline import __version__, progress, threads
+from gripline.checkpoint import TOKEN_HEAD, check_fits, checkpoint_hash, read_manifest
 from gripline.demos.dataset import DemoSet
 from gripline.envs.suites import env_spec
 from gripline.errors import UserError
@@ -49,7 +49,7 @@ def run(*, context: str, config: str, demos_path: str, checkpoint_uri: str) -> d
 def _hand_on(checkpoint_uri: str, stage: SftStage) -> dict[str, Any]:
     """SFT is skipped: the given checkpoint must be whole and must fit the environment."""
     directory = fetch(checkpoint_uri)
-    check_fits(checkpoint_uri, read_manifest(directory), env_spec(stage.env), hold_steps=stage.env.hold_steps)
+    check_fits(read_manifest(directory), env_spec(stage.env), stage.env, where=checkpoint_uri)
     progress.emit("sft", "note", text=f"skipped: starting from {checkpoint_uri}")
     return {"uri": checkpoint_uri, "hash": checkpoint_hash(directory), "seconds": 0.0}
 
@@ -63,6 +63,7 @@ def _train(
     fingerprint: str,
     log: MetricsLog,
 ) -> dict[str, Any]:
+    threads.set_defaults()
     import torch
 
     from components.sft.learning import SupervisedLearner
@@ -96,23 +97,24 @@ def _train(
             store.push("sft/state.pt")
             saved_at = time.perf_counter()
     vla.heads_trained = (TOKEN_HEAD,)
-    provenance = Provenance(
+    directory = store.local / "sft" / "checkpoint"
+    shutil.rmtree(directory, ignore_errors=True)  # of a stage that died between this and the mark that it is finished
+    hash_ = save_policy(
+        directory,
+        vla,
+        env=stage.env,
         stage="sft",
-        method=stage.sft.method,
         data_hash=data_hash,
         split_hashes=context.split_hashes,
         config=json.loads(stage.model_dump_json()),
         code_version=__version__,
         mlflow_run_id=context.parent_run_id,
     )
-    directory = store.local / "sft" / "checkpoint"
-    shutil.rmtree(directory, ignore_errors=True)  # of a stage that died between this and the mark that it is finished
-    save_policy(directory, vla, env_spec=env_spec(stage.env), hold_steps=stage.env.hold_steps, provenance=provenance)
     store.push("sft/checkpoint")
     state_path.unlink(missing_ok=True)
     return {
         "uri": f"{context.run_dir.rstrip('/')}/sft/checkpoint",
-        "hash": checkpoint_hash(directory),
+        "hash": hash_,
         "held_out_loss": metrics["held_out/loss"],
         "demonstrations": demos.facts["demonstrations"],
         "frames": len(train),

@@ -3,6 +3,7 @@
 import importlib
 
 from gripline.config import EnvConfig
+from gripline.envs.gl import choose_renderer
 from gripline.envs.suites import suite_info, task_info
 from gripline.types import Env
 
@@ -17,3 +18,9 @@ def make_env(config: EnvConfig) -> Env:
     module_name, class_name = suite_info(config.suite).adapter.split(":")
     env: Env = getattr(importlib.import_module(module_name), class_name)(config)
     return env
+
+
+def prepare(config: EnvConfig) -> None:
+    """Settle once what each worker process would otherwise find out for itself. Raises UserError if nothing can draw."""
+    if suite_info(config.suite).needs_gl:
+        choose_renderer(config.renderer)

@@ -52,3 +52,17 @@ def _probe(name: str) -> str:
         return "ok"
     lines = [line for line in done.stderr.strip().splitlines() if line]
     return lines[-1][:200] if lines else f"exit code {done.returncode}"
+
+
+def main() -> int:
+    """`python -m gripline.envs.gl`: exit code 0 if pictures can be drawn here, else 2 and the next step."""
+    try:
+        print(f"renderer: {choose_renderer('auto')}")
+    except UserError as error:
+        print(f"gripline: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -42,6 +42,8 @@ class SuiteInfo:
     action_high_A: tuple[float, ...]
     control_hz: float
     tasks: dict[str, TaskInfo]
+    needs_gl: bool = True
+    """Whether pictures come from OpenGL, so that a working renderer must be found before worker processes start."""
 
     @property
     def action_dim(self) -> int:
@@ -211,6 +213,7 @@ TOY = SuiteInfo(
     action_low_A=(-1.0, -1.0),
     action_high_A=(1.0, 1.0),
     control_hz=10.0,
+    needs_gl=False,
     tasks={
         f"toy-{colour}": TaskInfo(
             f"touch the {colour} square",

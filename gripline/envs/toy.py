@@ -15,7 +15,6 @@ from gripline.types import EpisodeSpec, Observation, Perturbation, Step
 SPEED = 0.08
 """World units per control step at full action; the world is the square [-1, 1]²."""
 TOUCH = 0.22
-COLOURS = {"toy-red": 0, "toy-blue": 2}
 
 
 class ToyEnv:
@@ -28,6 +27,7 @@ class ToyEnv:
         self._dot = np.zeros(2)
         self._episode: EpisodeSpec | None = None
         self._num_steps = 0
+        self._running = False
 
     def reset(self, spec: EpisodeSpec) -> Observation:
         """Draw both squares and the dot from the spec's seed; 'outside' places the squares in a band further out."""
@@ -37,12 +37,12 @@ class ToyEnv:
         sides = np.array([-1.0, 1.0]) if rng.random() < 0.5 else np.array([1.0, -1.0])
         self._target = np.stack([sides * rng.uniform(low, high, 2), rng.uniform(-0.6, 0.6, 2)], axis=1)
         self._dot = rng.uniform(-0.1, 0.1, 2)
-        self._episode, self._num_steps = spec, 0
+        self._episode, self._num_steps, self._running = spec, 0, True
         return self._observe()
 
     def step(self, actions_KA: np.ndarray) -> Step:
         """Hold each action for `hold_steps` control steps; stop at success and at the horizon."""
-        if self._episode is None:
+        if not self._running:
             raise RuntimeError("step after the end of an episode: call reset first")
         executed, success, truncated = 0, False, False
         for action_A in np.repeat(np.clip(actions_KA, -1, 1), self._config.hold_steps, axis=0):
@@ -55,7 +55,7 @@ class ToyEnv:
                 break
         observation = self._observe()
         if success or truncated:
-            self._episode = None
+            self._running = False
         return Step(observation, success, truncated, executed)
 
     def expert_chunk_KA(self, num_actions: int) -> np.ndarray:

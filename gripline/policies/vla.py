@@ -252,7 +252,7 @@ class VLA(nn.Module):
         batch, _, width = words_BLD.shape
         parts = [words_BLD[:, :1], self.projector(self.tower(images_BNHWC)).to(words_BLD.dtype)]
         if self.proprio_projector is not None:
-            parts.append(self.proprio_projector(self._normalised_proprio(proprio_BP)))
+            parts.append(self.proprio_projector(self._normalised_proprio(proprio_BP).to(words_BLD.dtype)))
         num_before = sum(part.shape[1] for part in parts)
         if self.action_slots is not None:
             parts += [words_BLD[:, 1:], self.action_slots.expand(batch, -1, -1)]

@@ -65,7 +65,9 @@ class EnvWorker:
         self._idle.append(env)
         return os.getpid()
 
-    async def run_episode(self, spec: EpisodeSpec, decoding: Decoding) -> tuple[tuple[EpisodeRecord, EpisodeStats], Trajectory | None]:
+    async def run_episode(
+        self, spec: EpisodeSpec, decoding: Decoding
+    ) -> tuple[tuple[EpisodeRecord, EpisodeStats], Trajectory | None]:
         """Run one episode to success or to the horizon. Exceptions of the simulator reach the driver, which decides."""
         from gripline.envs import make_env
 
@@ -202,9 +204,7 @@ class PolicyServer:
         first = 0
         for rows, _, _, future in waiting:
             part = slice(first, first + len(rows))
-            future.set_result(
-                ActionBatch(answer.tokens_BKA[part], answer.actions_BKA[part], answer.logprobs_BKA[part])
-            )
+            future.set_result(ActionBatch(answer.tokens_BKA[part], answer.actions_BKA[part], answer.logprobs_BKA[part]))
             first += len(rows)
         self.busy_s += time.perf_counter() - started
         self.num_batches += 1

@@ -11,7 +11,9 @@ from typing import Any
 
 import ray
 
+from gripline import threads
 from gripline.config import EnvConfig
+from gripline.envs import prepare
 from gripline.rollout.actors import Decoding, EnvWorker, EpisodeStats, PolicyFailedError, PolicyServer
 from gripline.types import EpisodeRecord, EpisodeSpec
 
@@ -73,8 +75,7 @@ def connect(*, num_env_workers: int) -> None:
     """
     if ray.is_initialized():
         return
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")  # workers inherit it; spinning threads cost more than they bring
+    threads.set_defaults()  # Ray's processes inherit them
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True, logging_level="warning")
         return
@@ -93,6 +94,7 @@ class RolloutEngine:
     """Environment workers and a policy server, ready to run lists of episodes."""
 
     def __init__(self, env: EnvConfig, policy_dir: str, *, num_workers: int, slots_per_worker: int) -> None:
+        prepare(env)
         connect(num_env_workers=num_workers)
         self._env = env
         self._slots = slots_per_worker
@@ -129,7 +131,9 @@ class RolloutEngine:
         while running:
             done_refs, _ = ray.wait(list(running), num_returns=1, timeout=EPISODE_TIMEOUT_S)
             if not done_refs:
-                raise RuntimeError(f"{len(running)} episodes are running and none ended within {EPISODE_TIMEOUT_S:.0f} s")
+                raise RuntimeError(
+                    f"{len(running)} episodes are running and none ended within {EPISODE_TIMEOUT_S:.0f} s"
+                )
             episode = running.pop(done_refs[0])
             finished = self._collect(done_refs[0], specs[episode.index], episode)
             if finished.record.error and tries[episode.index] + 1 < MAX_TRIES:
@@ -162,7 +166,9 @@ class RolloutEngine:
             if isinstance(error.cause, PolicyFailedError):
                 raise RuntimeError(f"the policy server failed: {error.cause}") from error
             reason = f"{type(error.cause).__name__}: {error.cause}"
-        record = EpisodeRecord(spec=spec, success=False, num_steps=0, num_chunks=0, error=" ".join(reason.split())[:500])
+        record = EpisodeRecord(
+            spec=spec, success=False, num_steps=0, num_chunks=0, error=" ".join(reason.split())[:500]
+        )
         return Finished(episode.index, record, EpisodeStats(0.0, 0.0, 0.0), None)
 
     def _count(self, finished: Finished) -> None:

@@ -1,5 +1,6 @@
 """What every policy must hold. A new policy adds a line to POLICIES and is tested like the others."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gripline.config import EnvConfig, PolicyConfig
+from gripline.config import EnvConfig, LoraConfig, PolicyConfig
 from gripline.policies import ActionStatistics, build_policy, load_policy, save_policy
 from gripline.policies.architecture import Architecture, FusedVitTower, Llama, openvla_7b
 from gripline.policies.inference import TorchPolicy, make_policy, token_logprobs
+from gripline.policies.lora import apply_lora, has_adapters, merged_copy
 from gripline.policies.storage import contract_of, seeded_vla
 from gripline.policies.tokenizer import TextEncoder, word_tokenizer
 from gripline.policies.vla import VLA
@@ -44,7 +46,9 @@ def tiny(seed: int) -> VLA:
 
 def tiny_two_cameras_proprio(seed: int) -> VLA:
     spec = env_spec(cameras=("front", "wrist"), image_size_px=32)
-    return build_policy(PolicyConfig(use_proprio=True), spec, instructions=INSTRUCTIONS, seed=seed)
+    vla = build_policy(PolicyConfig(use_proprio=True), spec, instructions=INSTRUCTIONS, seed=seed)
+    vla.set_proprio_statistics(ActionStatistics.between((-2.0, -3.0, -2.0, -4.0), (3.0, 2.0, 4.0, 2.0)))
+    return vla
 
 
 def miniature_openvla(seed: int) -> VLA:
@@ -268,6 +272,51 @@ def test_a_checkpoint_is_the_same_policy(vla: VLA, tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours.logprobs_BKA, theirs.logprobs_BKA)
     np.testing.assert_array_equal(ours.actions_BKA, theirs.actions_BKA)
     assert loaded.heads_trained == ("token",) and loaded.architecture == vla.architecture
+
+
+def adapted(vla: VLA) -> VLA:
+    """A copy with adapters that were trained for a few steps."""
+    policy = apply_lora(copy.deepcopy(vla), LoraConfig(rank=4, alpha=8), seed=3)
+    rows = observations(policy, 4)
+    images = torch.from_numpy(np.stack([row.images_NHWC for row in rows]))
+    proprio = torch.from_numpy(np.stack([row.proprio_P for row in rows]))
+    text = policy.encode_text([row.instruction for row in rows])
+    trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.logsumexp(policy(images, proprio, *text)[..., :200], dim=-1).mean().backward()
+        assert all(parameter.grad is not None for parameter in trainable), "an adapter is never computed"
+        optimizer.step()
+    return policy
+
+
+def test_adapters_start_neutral_and_train_alone(vla: VLA) -> None:
+    """Catches a reference that training moves, and adapters that change the policy before the first step."""
+    rows = observations(vla, 4)
+    before, state = logits(vla, rows), torch.random.get_rng_state()
+    fresh = apply_lora(copy.deepcopy(vla), LoraConfig(rank=4, alpha=8), seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(logits(fresh, rows), before)
+    assert all("lora_" in name for name, parameter in fresh.named_parameters() if parameter.requires_grad)
+    trained = adapted(vla)
+    after = logits(trained, rows)
+    assert (after - before).abs().max() > 0.1
+    with trained.disable_adapter():
+        assert torch.equal(logits(trained, rows), before)
+    assert torch.equal(logits(trained, rows), after)
+
+
+def test_the_merged_copy_is_a_plain_policy_with_the_same_answers(vla: VLA) -> None:
+    """Catches a merge with the wrong scale and one that touches the original."""
+    rows, trained = observations(vla, 4), adapted(vla)
+    before = logits(trained, rows)
+    merged = merged_copy(trained)
+    assert not has_adapters(merged) and has_adapters(trained)
+    assert set(merged.state_dict()) == set(vla.state_dict())
+    torch.testing.assert_close(logits(merged, rows), before, atol=1e-4, rtol=0)
+    assert torch.equal(logits(trained, rows), before)
+    assert all(parameter.requires_grad for parameter in merged.parameters())
 
 
 @settings(deadline=None, max_examples=40)

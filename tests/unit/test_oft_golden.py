@@ -49,8 +49,10 @@ def miniature(directory: Path, *, num_cameras: int = 1, proprio_dim: int = 0) ->
 
 
 def toy_llama_tokenizer() -> tokenizers.Tokenizer:
-    """Stands in for Llama's: begins with id 1, knows one word."""
-    tokenizer = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "robot": 3}, unk_token="<unk>"))
+    """Stands in for Llama's: begins with id 1, knows two words."""
+    tokenizer = tokenizers.Tokenizer(
+        models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "robot": 3, "robot?": 4}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return tokenizer
@@ -323,6 +325,19 @@ def test_sharded_checkpoints_and_timm_names_load_alike(vla: VLA, checkpoint: Pat
 
 
 @needs_golden
+def test_bfloat16(checkpoint: Path) -> None:
+    """Catches a part that stays in another precision and breaks the forward pass of a policy loaded for a GPU."""
+    policy = load_openvla(
+        checkpoint, miniature(checkpoint), dataset="libero_10", bounds="q01_q99", dtype=torch.bfloat16
+    )
+    with torch.no_grad():
+        logits = policy(*token_head_inputs())
+    assert logits.dtype == torch.float32
+    difference = np.abs(ascending_ids(logits) - arrays("token_head.npz")["logits_256"])
+    assert difference.mean() < 0.1  # of a standard deviation of 2.8
+
+
+@needs_golden
 def test_an_l1_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     """Catches RL on a token head that was never trained: it would stay at zero success for days."""
     directory = checkpoint_copy(GOLDEN / "tiny_l1_head", tmp_path / "l1")
@@ -356,8 +371,12 @@ def test_prompt_is_built_as_in_training() -> None:
     """Catches capitals, a missing end-of-prompt id and one appended twice."""
     text = openvla_7b().text
     tokenizer = toy_llama_tokenizer()
-    ids, mask = TextEncoder(tokenizer, text).encode(["Open The Drawer"])
-    words = ["In:", "What", "action", "should", "the", "robot", "take", "to", "open", "the", "drawer?", "Out:"]
+    ids, mask = TextEncoder(tokenizer, text).encode(["Open The ROBOT"])
+    words = ["In:", "What", "action", "should", "the", "robot", "take", "to", "open", "the", "robot?", "Out:"]
     assert ids.shape == (1, text.max_tokens)
-    assert ids[0, : mask.sum()].tolist() == [1, *(3 if word == "robot" else 0 for word in words), 29_871]
+    assert ids[0, : mask.sum()].tolist() == [
+        1,
+        *(3 if word == "robot" else 4 if word == "robot?" else 0 for word in words),
+        29_871,
+    ]
     assert (ids[0, mask.sum() :] == 32_000).all()

@@ -324,10 +324,10 @@ def test_where_tracking_goes(monkeypatch, tmp_path):
 
 
 def test_parameters_are_flat_and_readable():
-    assert flatten({"env": {"tasks": ("a", "b")}, "seed": 1, "lora": {"x": {"y": None}}}) == {
+    assert flatten({"env": {"tasks": ("a", "b")}, "seed": 1, "lora": {"x": {"y": 0.5}}, "uri": "", "none": None}) == {
         "env.tasks": "a, b",
         "seed": "1",
-        "lora.x.y": "None",
+        "lora.x.y": "0.5",
     }
 
 

@@ -1,5 +1,6 @@
 """Meta-World as an `Env`: text instructions, one camera, actions held over several control steps."""
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,12 +22,13 @@ class MetaWorldEnv:
     def __init__(self, config: EnvConfig) -> None:
         self.spec = env_spec(config)
         self._config = config
+        for package in ("mujoco", "gymnasium", "metaworld"):
+            if importlib.util.find_spec(package) is None:
+                problem = f"suite 'metaworld' needs the package {package!r}"
+                raise UserError("env", "suite", problem, "run: pip install 'gripline[sim]'")
         choose_renderer(config.renderer)
-        try:
-            from gripline.envs.metaworld import simulator  # imports MuJoCo: not before a renderer is chosen
-        except ModuleNotFoundError as error:
-            problem = f"suite 'metaworld' needs the package {error.name!r}"
-            raise UserError("env", "suite", problem, "pip install 'gripline[sim]'") from error
+        from gripline.envs.metaworld import simulator  # imports MuJoCo: not before a renderer is chosen
+
         self._new_simulator = simulator.Simulator
         self._simulators: dict[str, Simulator] = {}
         self._simulator: Simulator | None = None

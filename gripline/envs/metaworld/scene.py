@@ -57,7 +57,10 @@ class Scene:
             field[:] = values
 
     def show(self, perturbation: Perturbation) -> None:
-        """Set lights, colours and camera. Always computed from the pristine values, so that nothing accumulates."""
+        """Set lights, colours and camera. Always computed from the pristine values, so that nothing accumulates.
+
+        OpenGL cuts light times colour off at 1 before the texture: where the scene is brightest, gains show less.
+        """
         if perturbation == self._shown:
             return
         for field, pristine in self._lights:

@@ -1,0 +1,56 @@
+# Everything a person or CI runs. `make demo` is the shortest way to a result, `make check` what must pass before a commit.
+PYTHON ?= python3.11
+BIN := .venv/bin
+EXTRAS := sim,rl,tracking,pipelines,dev
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo setup gl lint format test test-slow check compile bench clean
+
+demo: setup gl ## set up, then demonstrations → SFT → RL → evaluation on this machine, about six minutes
+	$(BIN)/gripline run laptop
+
+setup: .venv/ready ## virtual environment with pinned dependencies
+
+.venv/ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; install it or set PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt pip uv
+	@# uv takes one minute where pip takes six; pip is the fallback where only pip is configured for the local index
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]' \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+gl: setup ## a software renderer, where none works yet
+	@$(BIN)/python -m gripline.envs.gl || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && apt-get install -y -q libosmesa6 && $(BIN)/python -m gripline.envs.gl; \
+	  else echo "no renderer works; run: sudo apt-get install libosmesa6" >&2; exit 2; fi; }
+
+lint: setup ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup gl ## every test that needs no cluster, no GPU and no hour
+	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
+
+test-slow: setup gl ## tests of more than a minute
+	$(BIN)/python -m pytest -m slow
+
+check: lint test
+
+compile: setup ## write the compiled pipeline that is committed
+	$(BIN)/gripline compile
+
+bench: setup gl ## the figures of docs/results.md, on an idle machine
+	$(BIN)/python benchmarks/envs.py --json build/envs.json
+	$(BIN)/python benchmarks/laptop.py --seeds 11 12 13 --json build/laptop.json
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,155 @@
+"""The last stage: compare both policies on the same episodes, write report and summary, promote if every rule holds."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from gripline import progress
+from gripline.checkpoint import checkpoint_hash
+from gripline.envs.suites import env_spec, task_info
+from gripline.metrics import read_metrics
+from gripline.results import read_results
+from gripline.splits import Splits
+from gripline.stages import PromoteStage, RunContext
+from gripline.store import RunStore, StageResult, digest, fetch
+from gripline.summary import RunFacts, Seconds, Summary, summarise, write_summary
+from gripline.types import EpisodeRecord
+
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"
+
+
+def run(
+    *,
+    context: str,
+    config: str,
+    splits_path: str,
+    sft_results_path: str,
+    rl_results_path: str,
+    sft_uri: str,
+    rl_uri: str,
+    report_path: str,
+    markdown_path: str,
+) -> dict[str, Any]:
+    """Write `summary.json`, `report.html` and the videos into the run directory; register the policy if it is promoted.
+
+    report_path, markdown_path: where the pipeline wants its copies. Returns the headline numbers.
+    """
+    run_context = RunContext.model_validate_json(context)
+    stage = PromoteStage.model_validate_json(config)
+    store = RunStore(run_context.run_dir)
+    specs = Splits.read(splits_path).tested
+    sft_records, rl_records = read_results(sft_results_path, specs), read_results(rl_results_path, specs)
+    summary = summarise(
+        sft_records,
+        rl_records,
+        facts=_facts(run_context, store),
+        promote=stage.promote,
+        indifference_threshold=stage.eval.indifference_threshold,
+        shared_scene_tasks=_shared_scene_tasks(stage),
+    )
+    for warning in summary.warnings:
+        progress.emit("promote", "warn", text=warning)
+    from gripline.tracking import stage_run
+
+    with stage_run(run_context, "promote") as tracker:
+        _report(stage, run_context, store, summary, sft_records, rl_records, tracker)
+        for source, target in ((REPORT_FILE, report_path), ("report.md", markdown_path)):
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            Path(target).write_bytes((store.local / source).read_bytes())
+        _log_headline(tracker, summary, rl_uri, run_context)
+        if summary.promoted:
+            tags = {"gripline.run_name": run_context.run_name, "gripline.sft_hash": checkpoint_hash(fetch(sft_uri))}
+            tracker.register_policy(stage.promote.registered_name, str(fetch(rl_uri)), alias="champion", tags=tags)
+        tracker.end_parent()
+    write_summary(store.local / SUMMARY_FILE, summary)
+    store.push(SUMMARY_FILE)
+    progress.emit("promote", "note", text="; ".join(summary.reasons))
+    outputs = {
+        "sft_iid": summary.sft.iid.success,
+        "rl_iid": summary.rl.iid.success,
+        "gain": summary.paired.iid.difference,
+        "p": summary.paired.iid.p,
+        "promoted": int(summary.promoted),
+    }
+    return dict(StageResult(fingerprint=digest(config, sft_uri, rl_uri), outputs=outputs).write(store, "promote"))
+
+
+def _facts(context: RunContext, store: RunStore) -> RunFacts:
+    """What the stages left behind. The front end of a local run corrects the total and adds the peak of memory."""
+    spent = {name: _outputs(store, name) for name in ("demos", "sft", "eval-sft", "rl", "eval-rl")}
+    seconds = {name: float(outputs["seconds"]) if "seconds" in outputs else 0.0 for name, outputs in spent.items()}
+    return RunFacts(
+        profile=context.profile_name,
+        seed=context.seed,
+        seconds=Seconds(
+            demos=seconds["demos"],
+            sft=seconds["sft"],
+            rl=seconds["rl"],
+            eval=seconds["eval-sft"] + seconds["eval-rl"],
+            total=sum(seconds.values()),
+        ),
+        peak_memory_mb=0.0,
+        env_steps=int(spent["rl"]["env_steps"]),
+        mlflow_run_id=context.parent_run_id,
+        split_hashes=context.split_hashes,
+    )
+
+
+def _outputs(store: RunStore, name: str) -> dict[str, str | float | int]:
+    path = store.pull(f"{name}/stage.json")
+    return StageResult.model_validate_json(path.read_text(encoding="utf-8")).outputs if path.exists() else {}
+
+
+def _shared_scene_tasks(stage: PromoteStage) -> list[str]:
+    scenes = [task_info(stage.env.suite, task).scene for task in stage.env.tasks]
+    return [task for task, scene in zip(stage.env.tasks, scenes, strict=True) if scenes.count(scene) > 1]
+
+
+def _report(
+    stage: PromoteStage,
+    context: RunContext,
+    store: RunStore,
+    summary: Summary,
+    sft_records: list[EpisodeRecord],
+    rl_records: list[EpisodeRecord],
+    tracker: Any,
+) -> None:
+    from components.eval.report import ReportData, figures, write_report
+    from components.eval.videos import choose_episodes, make_videos
+
+    started = time.perf_counter()
+    choices = choose_episodes(sft_records, rl_records, stage.eval.videos)
+    videos = make_videos(stage.env, choices, store.local / "videos", size_px=stage.eval.video_size_px)
+    data = ReportData(
+        run_name=context.run_name,
+        summary=summary,
+        success_means=env_spec(stage.env).success_means,
+        sft_curve=read_metrics(store.pull("sft/metrics.jsonl")),
+        rl_curve=read_metrics(store.pull("rl/metrics.jsonl")),
+        videos=videos,
+        config=stage.model_dump(mode="json"),
+    )
+    write_report(data, store.local / REPORT_FILE, store.local / "report.md")
+    for name in (REPORT_FILE, "report.md", "videos"):
+        store.push(name)
+    tracker.log_artifact(store.local / REPORT_FILE, on="parent")
+    for video in videos:
+        tracker.log_artifact(video.path, folder="videos", on="parent")
+    for name, figure in figures(data).items():
+        tracker.log_figure(name, figure, on="parent")
+    progress.emit("promote", "note", text=f"report written in {time.perf_counter() - started:.1f} s")
+
+
+def _log_headline(tracker: Any, summary: Summary, rl_uri: str, context: RunContext) -> None:
+    from gripline import tables
+
+    tracker.log_metrics(tables.final_metrics(summary), on="parent")
+    tracker.log_note(tables.markdown(summary), on="parent")
+    tags = {
+        "gripline.promoted": str(summary.promoted).lower(),
+        "gripline.policy_hash": checkpoint_hash(fetch(rl_uri)),
+        "gripline.run_dir": context.run_dir if "://" in context.run_dir else os.path.abspath(context.run_dir),
+    }
+    tracker.set_tags(tags, on="parent")

@@ -1,0 +1,125 @@
+"""The report: one HTML file that needs nothing else, and the same in Markdown."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.eval import plots
+from components.eval.videos import Video
+from gripline import tables
+from gripline.errors import UserError
+from gripline.summary import Difference, Rate, Summary
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that the report shows."""
+
+    run_name: str
+    summary: Summary
+    success_means: str
+    """When an episode is a success, in words (`EnvSpec.success_means`)."""
+    sft_curve: plots.Curve = ()
+    rl_curve: plots.Curve = ()
+    videos: Sequence[Video] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Further rows of "This run": versions, checkpoint hashes, …"""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """The profile, shown folded."""
+
+
+def write_report(data: ReportData, html_path: str | Path, markdown_path: str | Path) -> None:
+    """Write both files, each whole or not at all. Raises UserError when the disk does not take them."""
+    _write(Path(html_path), render_html(data))
+    _write(Path(markdown_path), tables.markdown(data.summary))
+
+
+def figures(data: ReportData) -> dict[str, Any]:
+    """The report's figures by name; the tracker logs the same ones."""
+    return {
+        "success": plots.success_and_difference(data.summary),
+        "tasks": plots.heat_map(data.summary),
+        "ablations": plots.ablations(data.summary),
+        "training": plots.training_curves(data.sft_curve, data.rl_curve),
+    }
+
+
+def render_html(data: ReportData) -> str:
+    """The page. Pictures and videos are embedded; nothing is loaded from anywhere."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("components.eval"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"percent": tables.percent, "points": tables.points, "in_words": tables.in_words}
+    environment.globals |= {
+        "rate_bar": _rate_bar,
+        "difference_bar": _difference_bar,
+        "p_text": tables.p_text,
+        "p_corrected": tables.p_corrected,
+        "is_sure": tables.is_sure,
+        "ALL_TASKS": tables.ALL_TASKS,
+    }
+    page: str = environment.get_template("report.html").render(
+        data=data,
+        summary=data.summary,
+        tasks=list(data.summary.rl.per_task),
+        rows=tables.rows(data.summary),
+        figures={name: Markup(plots.inline_svg(figure)) for name, figure in figures(data).items()},
+        videos=[(video, plots.data_uri(video.path.read_bytes(), "image/gif")) for video in data.videos],
+        facts=_facts(data),
+        config=json.dumps(data.config, indent=2, default=str, ensure_ascii=False),
+        colours={"sft": plots.SFT_COLOUR, "rl": plots.RL_COLOUR},
+    )
+    return page
+
+
+def _facts(data: ReportData) -> dict[str, str]:
+    summary = data.summary
+    seconds = summary.seconds
+    facts = {
+        "profile": f"{summary.profile}, seed {summary.seed}",
+        "total time": _duration(seconds.total),
+        "demonstrations": _duration(seconds.demos),
+        "SFT": _duration(seconds.sft),
+        "RL": _duration(seconds.rl),
+        "both evaluations": _duration(seconds.eval),
+        "control steps in RL": f"{summary.env_steps:,}",
+        "peak memory": f"{summary.peak_memory_mb:,.0f} MB",
+        "MLflow run": summary.mlflow_run_id,
+    }
+    facts |= {f"{name} list": value[:16] for name, value in summary.split_hashes.items()}
+    return facts | dict(data.facts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _rate_bar(rate: Rate) -> dict[str, float]:
+    """Where the interval and the value lie on a track from 0 to 1, in per cent."""
+    low, high = rate.ci95
+    return {"left": 100 * low, "width": 100 * (high - low), "value": 100 * rate.success}
+
+
+def _difference_bar(paired: Difference) -> dict[str, float]:
+    """The same on a track from -1 to 1."""
+    low, high = ((bound + 1) / 2 for bound in paired.ci95)
+    return {"left": 100 * low, "width": 100 * (high - low), "value": 50 * (paired.difference + 1)}
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(str(path), "", f"cannot be written: {error.strerror}", "free disk space, then rerun") from error
