@@ -24,7 +24,7 @@ class EnvConfig(Section):
     horizon_steps: int = Field(default=112, ge=1)
     renderer: Literal["auto", "osmesa", "egl"] = "auto"
     lean: bool = True
-    """Skip what the stock simulator computes and nobody reads (docs/decisions says what, a test shows equal success)."""
+    """Skip what the stock simulator computes and nobody reads; a test shows equal success, step for step."""
 
 
 class VariationConfig(Section):

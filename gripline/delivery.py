@@ -308,8 +308,7 @@ def _experiment_id(client: Any, name: str) -> str:
         return str(experiment.experiment_id)
     database = _database_file(client.tracking_uri)
     location = None if database is None else (database.parent / "mlflow-artifacts").as_uri()
-    kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on pages for chat applications
-    return str(client.create_experiment(name, artifact_location=location, tags=kind))
+    return str(client.create_experiment(name, artifact_location=location))
 
 
 def _database_file(tracking_uri: str) -> Path | None:

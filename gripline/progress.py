@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -18,19 +18,22 @@ from gripline.errors import UserError
 FILE_VARIABLE = "GRIPLINE_PROGRESS"
 
 
-def emit(stage: str, event: str, *, text: str = "", done: int = 0, total: int = 0, **metrics: float) -> None:
+def emit(
+    stage: str, event: str, *, text: str = "", done: int = 0, total: int = 0, metrics: Mapping[str, float] | None = None
+) -> None:
     """Append one event; total 0 means unknown length.
 
     event: 'start', 'advance', 'note', 'warn', 'end', 'error' (the user can mend it) or 'crash' (we must).
     """
     record = {"time_s": time.time(), "stage": stage, "event": event, "text": text, "done": done, "total": total}
-    record["metrics"] = {name: float(value) for name, value in metrics.items()}
+    values = {name: float(value) for name, value in (metrics or {}).items()}
+    record["metrics"] = values
     path = os.environ.get(FILE_VARIABLE)
     if path:
         with open(path, "a", encoding="utf-8") as sink:
             sink.write(json.dumps(record) + "\n")
     count = f" {done}/{total}" if total else ""
-    numbers = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+    numbers = " ".join(f"{name}={value:.4g}" for name, value in values.items())
     print(f"[{stage}] {event}{count} {text} {numbers}".rstrip(), file=sys.stdout, flush=True)
 
 

@@ -27,7 +27,7 @@ _SEED_LIMIT = 2**31 - 1
 
 
 class Splits:
-    """The lists of one run. `lists` maps 'train', 'val', 'iid', 'ood' and 'ablations' to episodes in their fixed order."""
+    """The lists of one run: `lists` maps train, val, iid, ood and ablations to episodes in their fixed order."""
 
     NAMES = ("train", "val", "iid", "ood", "ablations")
 
@@ -76,7 +76,7 @@ class Splits:
 
 
 def check_disjoint(lists: dict[str, list[EpisodeSpec]]) -> None:
-    """Raise UserError if two of train, val, iid and ood share an initial state (ablations are IID episodes on purpose)."""
+    """Raise UserError if two of train, val, iid and ood share an initial state (ablations are IID episodes)."""
     owner: dict[tuple[str, str, int, str], str] = {}
     for name in ("train", "val", "iid", "ood"):
         for spec in lists[name]:
@@ -137,7 +137,8 @@ def draw_variation(variation: VariationConfig, rng: np.random.Generator) -> Pert
 
 
 def _spec(env: EnvConfig, task: str, init_seed: int, split: Split, axis: str, **changes: object) -> EpisodeSpec:
-    fields = {"suite": env.suite, "task": task, "instruction": task_info(env.suite, task).instruction}
+    fields: dict[str, object] = {"suite": env.suite, "task": task}
+    fields |= {"instruction": task_info(env.suite, task).instruction}
     fields |= {"init_seed": init_seed, "split": split, "axis": axis}
     return EpisodeSpec.model_validate(fields | changes)
 

@@ -1,7 +1,7 @@
 """Where a run's state lives: a folder on this machine, or a URI that fsspec understands (s3://…, gs://…).
 
-Stages work on local files. With a local run directory these are the files themselves; with a remote one they are a mirror,
-and `push` uploads what a stage finished, the file that marks completeness last.
+Stages work on local files. With a local run directory these are the files themselves; with a remote one they are a
+mirror, and `push` uploads what a stage finished, the file that marks completeness last.
 """
 
 import hashlib

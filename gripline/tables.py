@@ -107,15 +107,16 @@ def policy_metrics(policy: PolicySummary, prefix: str = "eval") -> dict[str, flo
 def final_metrics(summary: Summary) -> dict[str, float]:
     """The few numbers by which whole runs are compared, for the parent run.
 
-    MLflow's compare page sorts them by name, so the gains come first; its plots take the first one of this dictionary.
+    MLflow's compare page sorts them by name, so the gains come first; its plots begin with the first one of this
+    dictionary, and its charts are grouped by what stands before the last slash.
     """
     iid = summary.paired.iid
     metrics = {"gain/iid": iid.difference, "gain/iid_ci_low": iid.ci95[0], "gain/iid_ci_high": iid.ci95[1]}
     metrics |= {f"gain/ood/{axis}": paired.difference for axis, paired in summary.paired.ood.items()}
     for name, policy in (("rl", summary.rl), ("sft", summary.sft)):
         metrics |= {f"{name}/iid/success": policy.iid.success}
-        metrics |= {f"{name}/ood/{axis}/success": rate.success for axis, rate in policy.ood.items()}
-        metrics |= {f"{name}/ablation/{kind}/success": rate.success for kind, rate in policy.ablations.items()}
+        metrics |= {f"{name}/ood/{axis}": rate.success for axis, rate in policy.ood.items()}
+        metrics |= {f"{name}/ablation/{kind}": rate.success for kind, rate in policy.ablations.items()}
     metrics = {name: round(value, 4) for name, value in metrics.items()}
     metrics |= {"gain/iid_p": float(f"{iid.p:.3g}"), "run/promoted": float(summary.promoted)}
     metrics |= {f"run/seconds_{name}": round(value, 1) for name, value in dict(summary.seconds).items()}

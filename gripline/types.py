@@ -24,7 +24,8 @@ class _Value(BaseModel):
 class Perturbation(_Value):
     """What is changed in the simulator (or in what the policy gets to see) for one episode. The default is: nothing.
 
-    Example: a camera 6 cm to the right and half the light: `Perturbation(camera_offset_m=(0.06, 0, 0), light_gain=0.5)`.
+    Example: a camera 6 cm to the right and half the light:
+    `Perturbation(camera_offset_m=(0.06, 0, 0), light_gain=0.5)`.
     """
 
     camera_offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -55,7 +56,7 @@ class EpisodeSpec(_Value):
     perturbation: Perturbation = Perturbation()
     split: Split
     axis: str = "iid"
-    """What this episode measures: 'train', 'val', 'iid', an OOD axis such as 'camera', or an ablation such as 'no_image'."""
+    """What this episode measures: 'train', 'val', 'iid', an OOD axis ('camera') or an ablation ('no_image')."""
     group: int = Field(default=0, ge=0)
     """Episodes of one group share the initial state; in evaluation each episode is its own group."""
     member: int = Field(default=0, ge=0)
@@ -129,7 +130,7 @@ class Env(Protocol):
         """Start the episode that `spec` names. Raises UserError on an unknown task."""
 
     def step(self, actions_KA: np.ndarray) -> Step:
-        """Run a chunk of K actions (float32, clipped to the bounds) in the simulator; each may be held for several steps."""
+        """Run a chunk of K actions (float32, clipped to the bounds); each may be held for several control steps."""
 
     def expert_chunk_KA(self, num_actions: int) -> np.ndarray:
         """The scripted expert's K actions for the present state. Raises UserError where the suite has no expert."""
@@ -171,7 +172,8 @@ class Policy(Protocol):
 class Trajectory:
     """What the learner needs of one episode: the T chunks that were really executed, nothing after success.
 
-    Example (5 chunks, one camera of 64 px, K=1, A=4): `images_TNHWC` uint8 (5, 1, 64, 64, 3), `tokens_TKA` int64 (5, 1, 4).
+    Example (5 chunks, one camera of 64 px, K=1, A=4): `images_TNHWC` uint8 (5, 1, 64, 64, 3), `tokens_TKA` int64
+    (5, 1, 4).
     """
 
     instruction: str
@@ -183,7 +185,7 @@ class Trajectory:
 
 
 class EpisodeRecord(_Value):
-    """One line of an evaluation's results file (JSONL): everything needed to count, to pair and to replay the episode."""
+    """One line of an evaluation's results file (JSONL): all that is needed to count, pair and replay the episode."""
 
     spec: EpisodeSpec
     success: bool

@@ -190,7 +190,9 @@ def _finish(folder: RunFolder, console: Console) -> None:
     write_summary(folder.summary, summary)
     console.print(render_table(summary))
     console.print(headline(summary), highlight=False)
-    console.print(f"promoted: {'yes' if summary.promoted else 'no'} ({'; '.join(summary.reasons)})", highlight=False)
+    console.print("promoted" if summary.promoted else "not promoted", style="bold")
+    for reason in summary.reasons:
+        console.print(f"  {reason}", highlight=False)
     for warning in summary.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     console.print(f"{seconds.total:.0f} s, peak memory {peak_mb / 1024:.1f} GB", highlight=False)

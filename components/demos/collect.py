@@ -1,4 +1,4 @@
-"""The demonstrations stage: the scripted expert shows each task a few times, seen under varied cameras, light and colours."""
+"""The demonstrations stage: the scripted expert shows each task a few times, under varied camera, light and colours."""
 
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -32,7 +32,7 @@ class _Job:
 
 
 def run(*, config: str, demos_path: str, checkpoint_uri: str) -> dict[str, Any]:
-    """Record the demonstrations into folder `demos_path`. With a given checkpoint there is nothing to learn from them."""
+    """Record the demonstrations into folder `demos_path`; with a given checkpoint nothing would learn from them."""
     stage = DemosStage.model_validate_json(config)
     folder = Path(demos_path)
     if checkpoint_uri:
@@ -48,14 +48,16 @@ def run(*, config: str, demos_path: str, checkpoint_uri: str) -> dict[str, Any]:
         for done, (job, future) in enumerate(zip(jobs, futures, strict=True), start=1):
             arrays, failed = future.result()
             recorded.append((job, arrays, failed))
-            progress.emit("demos", "advance", done=done, total=len(jobs), failed_attempts=sum(f for *_, f in recorded))
+            progress.emit(
+                "demos", "advance", done=done, total=len(jobs), metrics={"failed": sum(f for *_, f in recorded)}
+            )
     demos = _assemble(recorded, digest(config))
     demos.save(folder)
     return {"demonstrations": len(jobs), "frames": len(demos), "seconds": time.perf_counter() - started}
 
 
 def _jobs(stage: DemosStage, splits: Splits) -> list[_Job]:
-    """Training demonstrations use the first states of the train list, held-out ones the first of the validation list."""
+    """Demonstrations use the first states of the train list, held-out ones the first of the validation list."""
     rng = np.random.default_rng([stage.seed, 3])
     jobs = []
     for task in stage.env.tasks:

@@ -75,28 +75,23 @@ def _evaluate(section: EvalStage, directory: Path, specs: list[EpisodeSpec], pat
 def _run_episodes(
     section: EvalStage, directory: Path, todo: list[EpisodeSpec], writer: ResultsWriter, name: str, total: int
 ) -> None:
-    import ray
-
     from gripline.rollout.actors import Decoding
-    from gripline.rollout.engine import RolloutEngine
+    from gripline.rollout.engine import RolloutEngine, ray_cluster
 
     progress.emit(name, "note", text="starting Ray actors")
-    try:
-        engine = RolloutEngine(
-            section.env,
-            str(directory),
-            num_workers=section.eval.env_workers,
-            slots_per_worker=section.eval.slots_per_worker,
-        )
-        seen: list[EpisodeRecord] = []
+    workers, slots = section.eval.env_workers, section.eval.slots_per_worker
+    seen: list[EpisodeRecord] = []
+    with (
+        ray_cluster(num_env_workers=workers),
+        RolloutEngine(section.env, str(directory), num_workers=workers, slots_per_worker=slots) as engine,
+    ):
         for episode in engine.run(todo, Decoding(greedy=True)):
             writer.append(episode.record)
             seen.append(episode.record)
             iid = [record.success for record in seen if record.spec.axis == "iid" and not record.error]
             done = total - len(todo) + len(seen)
-            progress.emit(name, "advance", done=done, total=total, iid_success=sum(iid) / max(len(iid), 1))
-    finally:
-        ray.shutdown()
+            shown = {"iid_success": sum(iid) / max(len(iid), 1)}
+            progress.emit(name, "advance", done=done, total=total, metrics=shown)
     failed = [record for record in seen if record.error]
     if len(failed) == len(seen):
         raise UserError(name, "", f"every simulator failed: {failed[0].error}", "see `gripline doctor`")

@@ -157,18 +157,16 @@ def _heat_panel(axes: Axes, policy: PolicySummary, tasks: list[str], names: list
 
     grid = [[rate(task, name) for name in names] for task in tasks]
     values = [[float("nan") if cell is None else 100 * cell.success for cell in line] for line in grid]
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=100, edgecolors="white", linewidth=2)
+    axes.set_ylim(len(tasks), 0)
     for y, line in enumerate(values):
         for x, value in enumerate(line):
             text = "–" if value != value else f"{value:.0f}"
-            axes.text(x, y, text, ha="center", va="center", color="white" if value > 55 else INK)
-    axes.set_xticks(range(len(names)), ["IID" if name == "iid" else name for name in names])
+            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color="white" if value > 55 else INK)
+    axes.set_xticks([x + 0.5 for x in range(len(names))], ["IID" if name == "iid" else name for name in names])
     axes.xaxis.tick_top()
-    axes.set_yticks(range(len(tasks)), tasks)
-    axes.set_xticks([x - 0.5 for x in range(1, len(names))], minor=True)
-    axes.set_yticks([y - 0.5 for y in range(1, len(tasks))], minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="both", length=0)
+    axes.set_yticks([y + 0.5 for y in range(len(tasks))], tasks)
+    axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
 

@@ -20,7 +20,7 @@ SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 
 
-def run(
+def run(  # noqa: PLR0913  a pipeline step's ports are its arguments
     *,
     context: str,
     config: str,

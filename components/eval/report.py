@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from matplotlib.figure import Figure
 
 from components.eval import plots
 from components.eval.videos import Video
@@ -30,23 +31,28 @@ class ReportData:
     """The profile, shown folded."""
 
 
-def write_report(data: ReportData, html_path: str | Path, markdown_path: str | Path) -> None:
-    """Write both files, each whole or not at all. Raises UserError when the disk does not take them."""
-    _write(Path(html_path), render_html(data))
+def write_report(data: ReportData, html_path: str | Path, markdown_path: str | Path) -> dict[str, Figure]:
+    """Write both files, each whole or not at all; returns the figures, so that the tracker can log them too.
+
+    Raises UserError when the disk does not take the files.
+    """
+    drawn = figures(data)
+    _write(Path(html_path), render_html(data, drawn))
     _write(Path(markdown_path), tables.markdown(data.summary))
+    return drawn
 
 
-def figures(data: ReportData) -> dict[str, Any]:
-    """The report's figures by name; the tracker logs the same ones."""
-    return {
-        "success": plots.success_and_difference(data.summary),
-        "tasks": plots.heat_map(data.summary),
-        "ablations": plots.ablations(data.summary),
-        "training": plots.training_curves(data.sft_curve, data.rl_curve),
-    }
+def figures(data: ReportData) -> dict[str, Figure]:
+    """The report's figures by name, those for which there are data."""
+    found = {"success": plots.success_and_difference(data.summary), "tasks": plots.heat_map(data.summary)}
+    if data.summary.rl.ablations:
+        found["ablations"] = plots.ablations(data.summary)
+    if data.sft_curve or data.rl_curve:
+        found["training"] = plots.training_curves(data.sft_curve, data.rl_curve)
+    return found
 
 
-def render_html(data: ReportData) -> str:
+def render_html(data: ReportData, drawn: Mapping[str, Figure]) -> str:
     """The page. Pictures and videos are embedded; nothing is loaded from anywhere."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -68,7 +74,7 @@ def render_html(data: ReportData) -> str:
         summary=data.summary,
         tasks=list(data.summary.rl.per_task),
         rows=tables.rows(data.summary),
-        figures={name: Markup(plots.inline_svg(figure)) for name, figure in figures(data).items()},
+        figures={name: Markup(plots.inline_svg(figure)) for name, figure in drawn.items()},
         videos=[(video, plots.data_uri(video.path.read_bytes(), "image/gif")) for video in data.videos],
         facts=_facts(data),
         config=json.dumps(data.config, indent=2, default=str, ensure_ascii=False),
@@ -88,9 +94,10 @@ def _facts(data: ReportData) -> dict[str, str]:
         "RL": _duration(seconds.rl),
         "both evaluations": _duration(seconds.eval),
         "control steps in RL": f"{summary.env_steps:,}",
-        "peak memory": f"{summary.peak_memory_mb:,.0f} MB",
         "MLflow run": summary.mlflow_run_id,
     }
+    if summary.peak_memory_mb:
+        facts["peak memory"] = f"{summary.peak_memory_mb:,.0f} MB"
     facts |= {f"{name} list": value[:16] for name, value in summary.split_hashes.items()}
     return facts | dict(data.facts)
 

@@ -138,7 +138,8 @@ def annotate(frame: Frame, choice: Choice, control_hz: float, *, last: bool) -> 
     draw = ImageDraw.Draw(canvas)
     draw.text((10, 6), f"{choice.policy} policy  ·  {record.spec.task}  ·  {_measured(record)}", QUIET, _font(12))
     instruction = f"“{record.spec.instruction}”" if record.spec.instruction else "(no instruction)"
-    draw.text((10, 22), instruction, PAPER, _fitting_font(draw, instruction, width - 20, 17))
+    instruction, font_px = _fitting(draw, instruction, width - 20)
+    draw.text((10, 22), instruction, PAPER, _font(font_px))
     _paste_inset(canvas, draw, frame.seen_HWC, HEADER_PX + height)
     top, clock = HEADER_PX + height, f"{frame.num_steps / control_hz:.2f} s"
     if last:
@@ -208,10 +209,11 @@ def _font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size_px)
 
 
-def _fitting_font(
-    draw: ImageDraw.ImageDraw, text: str, width_px: int, size_px: int
-) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """The largest font up to `size_px` in which the text fits."""
-    while size_px > 9 and draw.textlength(text, _font(size_px)) > width_px:
+def _fitting(draw: ImageDraw.ImageDraw, text: str, width_px: int) -> tuple[str, int]:
+    """The text and the largest font size in which it fits; very long texts are cut."""
+    size_px = 17
+    while size_px > 11 and draw.textlength(text, _font(size_px)) > width_px:
         size_px -= 1
-    return _font(size_px)
+    while draw.textlength(text, _font(size_px)) > width_px:
+        text = text.rstrip("…”")[:-1] + "…”"
+    return text, size_px

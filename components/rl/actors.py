@@ -9,7 +9,7 @@ from gripline.config import EnvConfig, RlConfig
 
 
 class LearnerActor:
-    """Wraps `Learner`; all state that a resume needs is written and read here, so that weights never pass the driver."""
+    """Wraps `Learner`; what a resume needs is written and read here, so that weights never pass the driver."""
 
     def __init__(self, policy_dir: str, config: RlConfig, seed: int) -> None:
         import torch

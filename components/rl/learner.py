@@ -81,7 +81,9 @@ class Learner:
     def logprob_gap(self, batch: Batch, *, num_chunks: int = 512) -> float:
         """Largest |behaviour - recomputed| log-prob over the first chunks: must be ~0 before the first update."""
         part = batch.rows(torch.arange(min(num_chunks, len(batch))))
-        gap = token_logprobs(self._logits(part), part.tokens_UKA, self._config.temperature) - part.behaviour_logprobs_UKA
+        gap = (
+            token_logprobs(self._logits(part), part.tokens_UKA, self._config.temperature) - part.behaviour_logprobs_UKA
+        )
         return float(gap.abs().max())
 
     def update(self, batch: Batch, *, iteration: int) -> dict[str, float]:
@@ -96,7 +98,7 @@ class Learner:
             part = batch.rows(index_M)
             loss, metrics = self._loss(part, scale=len(batch) / len(index_M))
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
             norm = torch.nn.utils.clip_grad_norm_(self._trainable, config.max_grad_norm)
             self.optimizer.step()
             metrics |= {"loss": float(loss.detach()), "grad_norm": float(norm)}

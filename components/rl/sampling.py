@@ -1,7 +1,7 @@
 """Dynamic sampling: draw rounds of groups until enough have mixed outcomes. No Ray here, only specs and outcomes.
 
-All mixed groups of the drawn rounds are used, in draw order, so what is learned from never depends on who finished first
-and nothing is thrown away.
+All mixed groups of the drawn rounds are used, in draw order, so what is learned from never depends on who finished
+first and nothing is thrown away.
 """
 
 import hashlib
@@ -35,7 +35,9 @@ class GroupOutcome:
         return float(self.rewards_G.mean()) if len(self.rewards_G) else 0.0
 
 
-def draw_round(train: dict[str, list[EpisodeSpec]], cursor: Cursor, config: RlConfig, *, seed: int) -> list[EpisodeSpec]:
+def draw_round(
+    train: dict[str, list[EpisodeSpec]], cursor: Cursor, config: RlConfig, *, seed: int
+) -> list[EpisodeSpec]:
     """Specs of the next round, members of a group next to each other, tasks taking turns. Advances the cursor."""
     specs: list[EpisodeSpec] = []
     for _ in range(config.groups_per_task):

@@ -53,7 +53,9 @@ def write(folder: Path, state: RlState, save_tensors: Callable[[str], None], *, 
         os.replace(partial, final)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(str(final), "", f"cannot be written: {error}", "free space and start the same run again") from error
+        raise UserError(
+            str(final), "", f"cannot be written: {error}", "free space and start the same run again"
+        ) from error
     for old in sorted(folder.glob("iteration-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -65,7 +67,9 @@ def read(path: Path, fingerprint: str) -> RlState:
         state = RlState.model_validate_json((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValidationError, json.JSONDecodeError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(str(path / "state.json"), "", f"unreadable: {first}", "remove this folder to resume earlier") from error
+        raise UserError(
+            str(path / "state.json"), "", f"unreadable: {first}", "remove this folder to resume earlier"
+        ) from error
     if state.fingerprint != fingerprint:
         raise UserError(str(path), "fingerprint", "belongs to another configuration or policy", "choose another --out")
     return state

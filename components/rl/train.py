@@ -40,40 +40,34 @@ def run(*, context: str, config: str, policy_uri: str, splits_path: str) -> dict
     with stage_run(run_context, "rl") as tracker:
         tracker.log_params({"rl": stage.rl.model_dump()})
         log = MetricsLog(store.local / "rl" / "metrics.jsonl", tracker.log_metrics)
-        with _trainer(stage, run_context, store, policy_uri, splits_path, fingerprint, log) as trainer:
-            outputs = trainer.train()
+        policy_dir = str(fetch(policy_uri))
+        trainer = Trainer(stage, run_context, store, policy_dir, Splits.read(splits_path), fingerprint, log)
+        with _actors(stage, policy_dir) as (engine, learner):
+            outputs = trainer.train(engine, learner)
         tracker.log_metrics({"best_validation_success": outputs["validation_success"]}, stage.rl.iterations)
     return StageResult(fingerprint=fingerprint, outputs=outputs).write(store, "rl")
 
 
 @contextmanager
-def _trainer(
-    stage: RlStage,
-    context: RunContext,
-    store: RunStore,
-    policy_uri: str,
-    splits_path: str,
-    fingerprint: str,
-    log: MetricsLog,
-) -> Iterator["Trainer"]:
-    """Ray, the engine and the learner, all gone again at the end, whatever happens."""
+def _actors(stage: RlStage, policy_dir: str) -> Iterator[tuple[Any, Any]]:
+    """(rollout engine, learner) on a Ray cluster; all gone again at the end, whatever happens."""
     import ray
 
     from components.rl.actors import LearnerActor
-    from gripline.rollout.engine import RolloutEngine, connect
+    from gripline.rollout.engine import RolloutEngine, ray_cluster
 
-    policy_dir = str(fetch(policy_uri))
     progress.emit("rl", "note", text="starting Ray actors")
     prepare(stage.env)
-    connect(num_env_workers=stage.rl.env_workers)
-    try:
-        learner = ray.remote(num_cpus=0, resources={"learner": 1})(LearnerActor).remote(policy_dir, stage.rl, stage.seed)
-        engine = RolloutEngine(
-            stage.env, policy_dir, num_workers=stage.rl.env_workers, slots_per_worker=stage.rl.slots_per_worker
+    workers, slots = stage.rl.env_workers, stage.rl.slots_per_worker
+    with ray_cluster(num_env_workers=workers):
+        learner = ray.remote(num_cpus=0, resources={"learner": 1})(LearnerActor).remote(
+            policy_dir, stage.rl, stage.seed
         )
-        yield Trainer(stage, context, store, policy_dir, Splits.read(splits_path), fingerprint, log, engine, learner)
-    finally:
-        ray.shutdown()
+        try:
+            with RolloutEngine(stage.env, policy_dir, num_workers=workers, slots_per_worker=slots) as engine:
+                yield engine, learner
+        finally:
+            ray.kill(learner)
 
 
 @dataclass
@@ -111,15 +105,13 @@ class Trainer:
         splits: Splits,
         fingerprint: str,
         log: MetricsLog,
-        engine: Any,
-        learner: Any,
     ) -> None:
         from components.rl.sampling import Cursor
         from components.rl.state import RlState
 
         self._config, self._seed, self._env = stage.rl, stage.seed, stage.env
         self._context, self._store, self._policy_dir = context, store, policy_dir
-        self._engine, self._learner, self._log = engine, learner, log
+        self._log = log
         self._folder: Path = store.local / "rl" / "state"
         self._train: dict[str, list[EpisodeSpec]] = {
             task: [spec for spec in splits.lists["train"] if spec.task == task] for task in stage.env.tasks
@@ -127,11 +119,12 @@ class Trainer:
         self._val = splits.lists["val"]
         self._dropped: list[Path] = []
         self.state = RlState(fingerprint=fingerprint, drawn=dict.fromkeys(stage.env.tasks, 0))
-        self._resume()
         self._cursor = Cursor(self.state.drawn)
 
-    def train(self) -> dict[str, Any]:
-        """Run the remaining iterations, then hand on the best validated weights."""
+    def train(self, engine: Any, learner: Any) -> dict[str, Any]:
+        """Run the remaining iterations on a rollout engine and a learner actor, then hand on the best weights."""
+        self._engine, self._learner = engine, learner
+        self._resume()
         config, state = self._config, self.state
         if state.iteration == 0:
             self._validate()
@@ -219,7 +212,7 @@ class Trainer:
 
         records = [episode.record for episode in self._engine.run(self._val, Decoding(greedy=True))]
         valid = [record for record in records if not record.error]
-        success = sum(record.success for record in valid) / max(len(valid), 1)
+        success = float(sum(record.success for record in valid)) / max(len(valid), 1)
         if success >= self.state.best_success:
             self._keep_best()
             self.state.best_success, self.state.best_iteration = success, self.state.iteration
@@ -228,7 +221,7 @@ class Trainer:
     def _show(self, metrics: dict[str, float]) -> None:
         shown = {name.split("/")[-1]: metrics[name] for name in ("train/success", "train/mixed_groups")}
         shown |= {"val": self.state.best_success, "steps_per_s": metrics["rollout/env_steps_per_s"]}
-        progress.emit("rl", "advance", done=self.state.iteration, total=self._config.iterations, **shown)
+        progress.emit("rl", "advance", done=self.state.iteration, total=self._config.iterations, metrics=shown)
 
     def _checkpoint(self) -> None:
         import ray
@@ -257,6 +250,7 @@ class Trainer:
             self._log.rewind(0)
             return
         self.state = state_files.read(path, self.state.fingerprint)
+        self._cursor.drawn = dict(self.state.drawn)
         ray.get(self._learner.load_state.remote(str(path / "learner.pt")))
         self._engine.set_weights(self._learner.weights.remote())
         self._log.rewind(self.state.iteration)

@@ -87,10 +87,12 @@ class SupervisedLearner:
         images = torch.from_numpy(augment(self.train.images_FNHWC[rows], self.config, rng))
         index = torch.from_numpy(rows)
         self.vla.train()
-        logits = self.vla(images, torch.from_numpy(self.train.proprio_FP[rows]), self.text_FL[index], self.mask_FL[index])
+        logits = self.vla(
+            images, torch.from_numpy(self.train.proprio_FP[rows]), self.text_FL[index], self.mask_FL[index]
+        )
         loss = cross_entropy(logits, self.tokens_FKA[index], self.targets_VV)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
         torch.nn.utils.clip_grad_norm_(self.vla.parameters(), 1.0)
         self.optimizer.step()
         return float(loss.detach())
@@ -102,7 +104,7 @@ class SupervisedLearner:
         tokens_FKA = torch.from_numpy(self.vla.encode_actions(self.held_out.actions_FKA))
         text_FL, mask_FL = self.vla.encode_text(self.held_out.texts)
         losses, errors = [], []
-        for rows in torch.arange(len(self.held_out)).split(128):
+        for rows in torch.split(torch.arange(len(self.held_out)), 128):
             images = torch.from_numpy(self.held_out.images_FNHWC[rows.numpy()])
             proprio = torch.from_numpy(self.held_out.proprio_FP[rows.numpy()])
             logits = self.vla(images, proprio, text_FL[rows], mask_FL[rows])

@@ -67,10 +67,9 @@ def _train(
     import torch
 
     from components.sft.learning import SupervisedLearner
-    from gripline.policies import build_policy
+    from gripline.policies import build_policy, save_policy
     from gripline.policies.actions import ActionStatistics
     from gripline.policies.lora import apply_lora
-    from gripline.policies import save_policy
 
     torch.set_num_threads(stage.sft.threads)
     started = time.perf_counter()
@@ -89,9 +88,8 @@ def _train(
     metrics: dict[str, float] = {}
     for step, metrics in learner.steps(first):
         log.log(step, metrics)
-        shown = {"loss": metrics["train/loss"]}
-        shown |= {"held_out": metrics["held_out/loss"]} if "held_out/loss" in metrics else {}
-        progress.emit("sft", "advance", done=step + 1, total=stage.sft.steps, **shown)
+        shown = {name: value for name, value in metrics.items() if name.endswith("loss")}
+        progress.emit("sft", "advance", done=step + 1, total=stage.sft.steps, metrics=shown)
         if time.perf_counter() - saved_at > STATE_EVERY_S:
             _save_state(learner, state_path, step + 1, fingerprint)
             store.push("sft/state.pt")
@@ -131,7 +129,9 @@ def _save_state(learner: Any, path: Path, step: int, fingerprint: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(str(path), "", f"cannot be written: {error}", "free space and start the same run again") from error
+        raise UserError(
+            str(path), "", f"cannot be written: {error}", "free space and start the same run again"
+        ) from error
 
 
 def _resume(learner: Any, path: Path, fingerprint: str) -> int:

@@ -25,11 +25,11 @@ def is_mixed(rewards_G: np.ndarray, keep_success: tuple[float, float]) -> bool:
 
 
 def group_advantages(rewards_G: np.ndarray, *, normalise_std: bool) -> np.ndarray:
-    """Advantage of each member, float32 (G,): reward minus the group's mean, over the unbiased standard deviation if asked."""
+    """Advantage of each member, float32 (G,): reward minus the group's mean, over the unbiased deviation if asked."""
     advantages_G = rewards_G - rewards_G.mean()
     if normalise_std:
         advantages_G = advantages_G / (rewards_G.std(ddof=1) + STD_EPSILON)
-    return advantages_G.astype(np.float32)
+    return np.asarray(advantages_G, np.float32)
 
 
 def chunk_weights(lengths: list[int], *, loss_mean: str) -> np.ndarray:
@@ -39,7 +39,7 @@ def chunk_weights(lengths: list[int], *, loss_mean: str) -> np.ndarray:
     """
     per_chunk = [1.0 / length if loss_mean == "sequence" else 1.0 for length in lengths for _ in range(length)]
     weights = np.asarray(per_chunk, dtype=np.float32)
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def policy_loss(
 
 
 def k3(logprobs: "Tensor", reference_logprobs: "Tensor") -> "Tensor":
-    """Unbiased, never negative estimate of KL(policy || reference) per token: exp(d) - d - 1 with d = reference - policy."""
+    """Unbiased, never negative estimate of KL(policy || reference): exp(d) - d - 1 with d = reference - policy."""
     gap = reference_logprobs - logprobs
     return gap.exp() - gap - 1.0
 

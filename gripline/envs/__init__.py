@@ -21,6 +21,6 @@ def make_env(config: EnvConfig) -> Env:
 
 
 def prepare(config: EnvConfig) -> None:
-    """Settle once what each worker process would otherwise find out for itself. Raises UserError if nothing can draw."""
+    """Settle once what each worker would otherwise find out for itself. Raises UserError if nothing can draw."""
     if suite_info(config.suite).needs_gl:
         choose_renderer(config.renderer)

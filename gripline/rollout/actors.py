@@ -1,9 +1,9 @@
-"""The two Ray actors of a rollout. Both are asynchronous: no slot waits for another, and the policy batches what is ready.
+"""The two Ray actors of a rollout. Both are asynchronous: no slot waits for another, the policy batches what is ready.
 
-An environment worker owns several slots. Each slot runs one episode as a coroutine: step a chunk, hand the picture over,
-wait for actions. Pictures of slots that become ready together travel to the policy server in one message, from process to
-process, never through the driver. The simulator blocks the worker's loop while it steps: that is the core it is there to
-use. Environment workers never import torch.
+An environment worker owns several slots. Each slot runs one episode as a coroutine: step a chunk, hand the picture
+over, wait for actions. Pictures of slots that become ready together travel to the policy server in one message, from
+process to process, never through the driver. The simulator blocks the worker's loop while it steps: that is the core it
+is there to use. Environment workers never import torch.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ class PolicyFailedError(Exception):
 
 @dataclass(frozen=True)
 class Decoding:
-    """How actions are chosen. Greedy is for evaluation; sampling draws its noise from (spec.noise_seed, chunk index)."""
+    """How actions are chosen: greedily, or sampled with noise keyed by (spec.noise_seed, chunk index)."""
 
     greedy: bool
     temperature: float = 1.0
@@ -131,7 +131,7 @@ class EnvWorker:
         keys = None if greedy else [noise_key for _, noise_key, _ in batch]
         try:
             answer = await self._policy.act.remote([observation for observation, _, _ in batch], keys, temperature)
-        except Exception as error:  # whatever it is, the episodes that wait for an answer must hear of it
+        except Exception as error:  # noqa: BLE001  whatever it is, the episodes that wait for an answer must hear of it
             for _, _, future in batch:
                 future.set_exception(PolicyFailedError(f"{type(error).__name__}: {error}"))
             return

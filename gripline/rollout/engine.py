@@ -6,6 +6,7 @@ The driver sees a spec going out and a small record coming back; trajectories st
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from gripline.types import EpisodeRecord, EpisodeSpec
 
 MAX_TRIES = 3
 ACTOR_START_TIMEOUT_S = 300.0
+START_TRIES = 3
+OBJECT_STORE_BYTES = 512 * 2**20
+"""On this machine; an iteration's trajectories take some 20 MB."""
 EPISODE_TIMEOUT_S = 600.0
 """If no episode at all ends for so long, something hangs."""
 
@@ -68,34 +72,54 @@ class RolloutStats:
         }
 
 
-def connect(*, num_env_workers: int) -> None:
-    """Join the Ray cluster that `RAY_ADDRESS` names, or start one on this machine with room for the actors asked for.
+@contextmanager
+def ray_cluster(*, num_env_workers: int) -> Iterator[None]:
+    """A Ray cluster for as long as the block runs: the one that this process or `RAY_ADDRESS` already has, or a new one
+    on this machine with room for the actors asked for.
 
-    Actors ask for the custom resources 'env', 'policy' and 'learner', which a cluster's worker groups advertise.
+    Actors ask for the custom resources 'env', 'policy' and 'learner', which a cluster's worker groups advertise. Only a
+    cluster that was started here is stopped at the end.
     """
     if ray.is_initialized():
+        yield
         return
     threads.set_defaults()  # Ray's processes inherit them
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True, logging_level="warning")
-        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        num_cpus=os.cpu_count(),
-        resources={"env": num_env_workers, "policy": 1, "learner": 1},
-        include_dashboard=False,
-        object_store_memory=512 * 2**20,
-        logging_level="warning",
-    )
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level="error")
+    else:
+        _start_local({"env": num_env_workers, "policy": 1, "learner": 1})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(resources: dict[str, float]) -> None:
+    for tries_left in range(START_TRIES - 1, -1, -1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                resources=resources,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level="error",
+            )
+            return
+        except (
+            Exception
+        ):  # Ray raises no narrower class when its processes need more than its fixed 30 s, on a busy laptop
+            ray.shutdown()
+            if not tries_left:
+                raise
 
 
 class RolloutEngine:
-    """Environment workers and a policy server, ready to run lists of episodes."""
+    """Environment workers and a policy server, ready to run lists of episodes; needs a Ray cluster (`ray_cluster`)."""
 
     def __init__(self, env: EnvConfig, policy_dir: str, *, num_workers: int, slots_per_worker: int) -> None:
         prepare(env)
-        connect(num_env_workers=num_workers)
         self._env = env
         self._slots = slots_per_worker
         self.num_workers = num_workers
@@ -117,8 +141,8 @@ class RolloutEngine:
     def run(self, specs: list[EpisodeSpec], decoding: Decoding) -> Iterator[Finished]:
         """Run every spec exactly once and yield each as it ends, in no particular order.
 
-        An episode whose simulator or worker fails is tried again on another slot; after the last try it is recorded as an
-        infra error with the original message.
+        An episode whose simulator or worker fails is tried again on another slot; after the last try it is recorded as
+        an infra error with the original message.
         """
         started = time.perf_counter()
         self.last = RolloutStats()
@@ -177,7 +201,10 @@ class RolloutEngine:
         self.last.reset_s += finished.stats.reset_s
         self.last.step_s += finished.stats.step_s
 
-    def close(self) -> None:
+    def __enter__(self) -> "RolloutEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Stop the actors; the Ray cluster itself stays for whoever started it."""
         for actor in [*self._workers, self.policy]:
             ray.kill(actor)

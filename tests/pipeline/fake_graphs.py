@@ -14,7 +14,7 @@ def work(store_uri: str, run_name: str, told: dsl.Output[dsl.Dataset]) -> None:
         with open(os.path.join(store_uri, run_name, "executions"), "a", encoding="utf-8") as marks:
             marks.write("first\n")
         for done in range(1, 4):
-            emit("first", "advance", done=done, total=3, loss=1.0 / done)
+            emit("first", "advance", done=done, total=3, metrics={"loss": 1.0 / done})
         emit("first", "warn", text="this is only a test")
         with open(told.path, "w", encoding="utf-8") as out:
             out.write("ok")

@@ -99,7 +99,7 @@ def test_success_completes_the_summary_and_is_final(tmp_path: Path, results: Pat
     assert summary.peak_memory_mb > 50  # two Python processes
     assert "[first] start" in output and "[first] advance 3/3" in output  # plain lines: no terminal here
     assert "warning: first: this is only a test" in output
-    for told in ("IID", "camera", "1.00 [", "promoted: no", "report:", f"sqlite:///{tmp_path}/mlflow.db"):
+    for told in ("IID", "camera", "push", "not promoted", "report:", f"sqlite:///{tmp_path}/mlflow.db"):
         assert told in output, told
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}

@@ -1,5 +1,7 @@
 """Dynamic sampling and the resumable state, without Ray or torch."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,6 +23,10 @@ def _train(tasks: int = 2, states: int = 3) -> dict[str, list[EpisodeSpec]]:
         ]
         for t in range(tasks)
     }
+
+
+def _save_tensors(path: str) -> None:
+    Path(path).write_bytes(b"x")
 
 
 def test_members_share_the_initial_state_and_nothing_else():
@@ -72,7 +78,7 @@ def test_only_members_of_mixed_groups_are_learned_from(outcomes, failed):
 def test_state_is_written_whole_and_old_ones_are_dropped(tmp_path):
     for iteration in (2, 4, 6):
         state = RlState(fingerprint="f", iteration=iteration, drawn={"a": iteration})
-        state_files.write(tmp_path, state, lambda path: open(path, "wb").write(b"x") and None, keep=2)
+        state_files.write(tmp_path, state, _save_tensors, keep=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["iteration-000004", "iteration-000006"]
     newest = state_files.latest(tmp_path)
     assert newest is not None and state_files.read(newest, "f").drawn == {"a": 6}
@@ -83,7 +89,7 @@ def test_a_full_disk_leaves_the_older_state_alone(tmp_path):
         raise OSError(28, "No space left on device")
 
     state = RlState(fingerprint="f", iteration=2, drawn={})
-    state_files.write(tmp_path, state, lambda path: open(path, "wb").write(b"x") and None, keep=2)
+    state_files.write(tmp_path, state, _save_tensors, keep=2)
     with pytest.raises(UserError, match="No space left"):
         state_files.write(tmp_path, state.model_copy(update={"iteration": 4}), disk_full, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["iteration-000002"]
@@ -91,7 +97,7 @@ def test_a_full_disk_leaves_the_older_state_alone(tmp_path):
 
 def test_state_of_another_configuration_or_a_damaged_one_is_refused(tmp_path):
     state = RlState(fingerprint="f", iteration=2, drawn={})
-    path = state_files.write(tmp_path, state, lambda path: open(path, "wb").write(b"x") and None, keep=2)
+    path = state_files.write(tmp_path, state, _save_tensors, keep=2)
     with pytest.raises(UserError, match="another configuration"):
         state_files.read(path, "g")
     (path / "state.json").write_text('{"fingerprint": "f"')

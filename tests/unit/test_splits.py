@@ -83,7 +83,7 @@ def test_written_lists_come_back_and_edited_ones_are_refused(tmp_path):
 
 
 def test_ood_shifts_that_training_covers_are_refused():
-    with pytest.raises(ValueError, match="lies within variation.camera_m"):
+    with pytest.raises(ValueError, match=r"lies within variation\.camera_m"):
         _profile(variation={"camera_m": 0.06})
-    with pytest.raises(ValueError, match="lies within variation.light"):
+    with pytest.raises(ValueError, match=r"lies within variation\.light"):
         _profile(variation={"light": [0.4, 1.2]})
