@@ -1,0 +1,101 @@
+"""Supervised fine-tuning: what a label is, what a checkpoint says, and that either method starts from the other's."""
+
+import numpy as np
+import pytest
+import torch
+from learning.conftest import context_json
+
+from components.sft.learning import augment, cross_entropy, soft_labels
+from gripline import stages
+from gripline.checkpoint import read_manifest
+from gripline.config import SftConfig
+from gripline.demos.dataset import DemoSet
+from gripline.errors import UserError
+from gripline.store import fetch
+
+
+def test_soft_labels_are_distributions_around_their_bin():
+    targets = soft_labels(256, 12.0)
+    np.testing.assert_allclose(targets.sum(1), 1.0, rtol=1e-5)
+    assert torch.equal(targets.argmax(1), torch.arange(256))
+    # one sigma away the density is exp(-1/2) of the peak
+    assert float(targets[100, 112] / targets[100, 100]) == pytest.approx(np.exp(-0.5), rel=1e-4)
+    assert torch.equal(soft_labels(4, 0), torch.eye(4))
+
+
+def test_with_hard_labels_it_is_the_ordinary_cross_entropy():
+    logits = torch.randn(5, 2, 3, 16)
+    tokens = torch.randint(16, (5, 2, 3))
+    expected = torch.nn.functional.cross_entropy(logits.reshape(-1, 16), tokens.reshape(-1))
+    assert float(cross_entropy(logits, tokens, soft_labels(16, 0))) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_augmentation_shifts_within_bounds_and_is_drawn_from_its_generator():
+    image = np.zeros((1, 1, 9, 9, 3), np.uint8)
+    image[0, 0, 4, 4] = 200
+    config = SftConfig(shift_px=2, brightness=(0.5, 0.5))
+    seen = set()
+    for seed in range(60):
+        shifted = augment(image, config, np.random.default_rng(seed))[0, 0, :, :, 0]
+        ((row, column),) = np.argwhere(shifted)
+        assert shifted[row, column] == 100
+        seen.add((row, column))
+        assert abs(row - 4) <= 2 and abs(column - 4) <= 2
+    assert len(seen) > 15
+    again = [augment(image, config, np.random.default_rng(7)) for _ in range(2)]
+    assert np.array_equal(*again)
+
+
+def test_the_checkpoint_says_what_it_was_made_from(tuned):
+    profile, _, splits, uri = tuned
+    manifest = read_manifest(fetch(uri))
+    assert manifest.heads_trained == ("token",)
+    assert manifest.contract.suite == "toy" and manifest.contract.hold_steps == profile.env.hold_steps
+    assert manifest.provenance.split_hashes == splits.hashes
+    assert len(manifest.provenance.data_hash) == 64
+
+
+def test_a_given_checkpoint_is_handed_on_without_training(tuned, tmp_path):
+    from components.sft import train as sft
+
+    profile, _, splits, uri = tuned
+    section = stages.SftStage(env=profile.env, policy=profile.policy, sft=profile.sft, seed=1)
+
+    def hand_on(env_changes: dict[str, object]) -> dict:
+        changed = section.model_copy(update={"env": profile.env.model_copy(update=env_changes)})
+        return sft.run(
+            context=context_json(tmp_path, splits),
+            config=changed.model_dump_json(),
+            demos_path=str(tmp_path / "none"),
+            checkpoint_uri=uri,
+        )
+
+    assert hand_on({})["uri"] == uri
+    with pytest.raises(UserError, match=r"contract\.hold_steps.*made for 4, the environment has 8"):
+        hand_on({"hold_steps": 8})
+
+
+def test_lora_sft_makes_a_checkpoint_that_needs_no_adapter(tuned, tmp_path):
+    from components.sft import train as sft
+    from gripline.policies import load_policy
+
+    profile, splits_path, splits, _ = tuned
+    config = profile.sft.model_copy(update={"method": "lora", "steps": 6, "eval_every": 3})
+    section = stages.SftStage(env=profile.env, policy=profile.policy, sft=config, seed=1)
+    result = sft.run(
+        context=context_json(tmp_path, splits),
+        config=section.model_dump_json(),
+        demos_path=str(splits_path.parent / "demos"),
+        checkpoint_uri="",
+    )
+    vla = load_policy(fetch(result["uri"]))
+    assert not any("lora" in name for name, _ in vla.named_parameters())
+    assert (fetch(result["uri"]) / "lora_adapter").is_dir()
+
+
+def test_an_unreadable_dataset_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="not a readable demonstration set"):
+        DemoSet.load(tmp_path)
+    (tmp_path / "demos.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(UserError, match="not a readable demonstration set"):
+        DemoSet.load(tmp_path)
