@@ -80,6 +80,15 @@ def end_run(client: Any, run_id: str, status: str) -> None:
             client.set_terminated(run_id, status)
 
 
+def log_metrics(client: Any, run_id: str, metrics: dict[str, float]) -> None:
+    """Numbers that are known only after the last stage; they replace what it logged under the same names."""
+    from mlflow.entities import Metric
+
+    time_ms = int(time.time() * 1000)
+    with _tracking_errors():
+        client.log_batch(run_id, metrics=[Metric(name, value, time_ms, 0) for name, value in metrics.items()])
+
+
 def ensure_child(client: Any, context: RunContext, stage: str) -> tuple[str, bool]:
     """The stage's run and whether it is continued: the one that the pipeline gave to this task, or a child of ours."""
     with _tracking_errors():

@@ -235,8 +235,9 @@ def promotion_decision(
         rules.append((True, f"OOD: no axis falls by more than {config.ood_tolerance}"))
     indifferent = indifference_warnings(rl, indifference_threshold)
     rules += [(False, f"inputs: {text}") for text in indifferent]
-    if rl.ablations and not indifferent:
-        rules.append((True, f"inputs: at most {indifference_threshold:.0%} of its success is left without one"))
+    if any(rate.intact for rate in rl.ablations.values()) and not indifferent:
+        left = f"at most {indifference_threshold:.0%} of its success is left"
+        rules.append((True, f"inputs: {left} with a black image or a wrong instruction"))
     reasons = tuple(f"{'✓' if holds else '✗'} {text}" for holds, text in rules)
     return Decision(promoted=all(holds for holds, _ in rules), reasons=reasons)
 

@@ -62,6 +62,14 @@ def end_parent(tracking_uri: str, parent_run_id: str, status: Status) -> None:
         delivery.end_run(delivery.connect(tracking_uri), parent_run_id, status)
 
 
+def log_costs(tracking_uri: str, parent_run_id: str, metrics: Mapping[str, float]) -> None:
+    """Metrics of the parent run that only a front end can measure, after the last stage. Raises UserError."""
+    from gripline import delivery
+
+    with _one_line(tracking_uri):
+        delivery.log_metrics(delivery.connect(tracking_uri), parent_run_id, dict(metrics))
+
+
 @contextmanager
 def stage_run(context: RunContext, stage: str) -> Iterator["Tracker"]:
     """The stage's child run, made or continued; it ends FINISHED, FAILED after an exception, KILLED after Ctrl-C."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
@@ -23,6 +24,9 @@ from pipelines import events, processes
 from pipelines.display import Display
 from pipelines.graph_process import POST_TRAINING, GraphJob
 from pipelines.run_folder import RunFolder, claim
+
+if TYPE_CHECKING:
+    from gripline.summary import Summary
 
 STAGES = ("plan", "demos", "sft", "eval-sft", "gate", "rl", "eval-rl", "promote")
 PROGRESS_FILE = "progress.jsonl"
@@ -173,8 +177,33 @@ def _scratch() -> Iterator[str]:
 
 def _finish(folder: RunFolder, console: Console) -> None:
     """Complete summary.json with what only the front end knows, and show the result."""
+    from gripline.tables import final_metrics, headline, render_table
+    from gripline.tracking import log_costs
+
+    summary, context = _complete_summary(folder), _context(folder)
+    console.print(render_table(summary))
+    console.print(headline(summary), highlight=False)
+    console.print("promoted" if summary.promoted else "not promoted", style="bold")
+    for reason in summary.reasons:
+        console.print(f"  {reason}", highlight=False)
+    for warning in summary.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    costs = f"{summary.seconds.total:.0f} s, peak memory {summary.peak_memory_mb / 1024:.1f} GB"
+    for label, text in (
+        ("costs", costs),
+        ("report", _shown(folder.path / REPORT_FILE)),
+        ("MLflow", _mlflow_command(context)),
+    ):
+        console.print(f"{label + ':':<8}{text}", highlight=False, soft_wrap=True)
+    measured = {name: value for name, value in final_metrics(summary).items() if name.startswith("run/")}
+    try:
+        log_costs(context.tracking_uri, context.parent_run_id, measured)
+    except UserError as error:  # the result is there and shown; a tracker that is gone by now takes nothing away
+        print(f"gripline: warning: {error.line}", file=sys.stderr)
+
+
+def _complete_summary(folder: RunFolder) -> "Summary":
     from gripline.summary import Seconds, read_summary, write_summary
-    from gripline.tables import headline, render_table
 
     history = events.read_all(folder.path / PROGRESS_FILE)
     took = events.stage_seconds(history)
@@ -188,16 +217,7 @@ def _finish(folder: RunFolder, console: Console) -> None:
     peak_mb = max(event.metrics.get("peak_memory_mb", 0.0) for event in history if event.stage == events.RUN)
     summary = read_summary(folder.summary).model_copy(update={"seconds": seconds, "peak_memory_mb": peak_mb})
     write_summary(folder.summary, summary)
-    console.print(render_table(summary))
-    console.print(headline(summary), highlight=False)
-    console.print("promoted" if summary.promoted else "not promoted", style="bold")
-    for reason in summary.reasons:
-        console.print(f"  {reason}", highlight=False)
-    for warning in summary.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
-    console.print(f"{seconds.total:.0f} s, peak memory {peak_mb / 1024:.1f} GB", highlight=False)
-    for label, text in (("report", _shown(folder.path / REPORT_FILE)), ("MLflow", _mlflow_command(folder))):
-        console.print(f"{label}:  {text}", highlight=False, soft_wrap=True)
+    return summary
 
 
 def _explain_failure(folder: RunFolder, display: Display, exit_code: int) -> int:
@@ -216,27 +236,29 @@ def _explain_failure(folder: RunFolder, display: Display, exit_code: int) -> int
     return OUR_FAULT
 
 
-def _end_tracking(folder: RunFolder, status: str) -> None:
+def _end_tracking(folder: RunFolder, status: Literal["FAILED", "KILLED"]) -> None:
     """The pipeline's MLflow run must not look as if it went on. Only where `plan` got as far as to make it."""
-    path = folder.path / CONTEXT_FILE
-    if not path.exists():
+    if not (folder.path / CONTEXT_FILE).exists():
         return
     from gripline.tracking import end_parent
 
-    context = RunContext.model_validate_json(path.read_text(encoding="utf-8"))
+    context = _context(folder)
     try:
-        end_parent(context.tracking_uri, context.parent_run_id, "KILLED" if status == "KILLED" else "FAILED")
+        end_parent(context.tracking_uri, context.parent_run_id, status)
     except UserError as error:
         print(f"gripline: warning: {error.line}", file=sys.stderr)
 
 
-def _mlflow_command(folder: RunFolder) -> str:
-    context = RunContext.model_validate_json((folder.path / CONTEXT_FILE).read_text(encoding="utf-8"))
+def _context(folder: RunFolder) -> RunContext:
+    return RunContext.model_validate_json((folder.path / CONTEXT_FILE).read_text(encoding="utf-8"))
+
+
+def _mlflow_command(context: RunContext) -> str:
     if context.tracking_uri.startswith(("http://", "https://")):
         return f"{context.tracking_uri}, experiment {context.experiment!r}"
     beside = Path(sys.executable).with_name("mlflow")
     command = "mlflow" if shutil.which("mlflow") == str(beside) else _shown(beside)
-    return f"{command} ui --backend-store-uri {context.tracking_uri}"
+    return f"{command} ui --workers 1 --backend-store-uri {context.tracking_uri}"
 
 
 def _shown(path: Path) -> str:

@@ -6,13 +6,14 @@ from typing import Any
 
 from gripline import progress
 from gripline.checkpoint import check_fits, checkpoint_hash, read_manifest
-from gripline.envs.suites import env_spec
+from gripline.envs.suites import env_spec, shared_scene_tasks
 from gripline.errors import UserError
 from gripline.results import ResultsWriter
 from gripline.splits import Splits
 from gripline.stages import EvalStage, RunContext
 from gripline.store import RunStore, StageResult, digest, fetch
-from gripline.summary import summarise_policy
+from gripline.summary import indifference_warnings, summarise_policy
+from gripline.tables import policy_metrics
 from gripline.types import EpisodeRecord, EpisodeSpec
 
 
@@ -37,9 +38,15 @@ def run(
         from gripline.tracking import stage_run
 
         with stage_run(run_context, name) as tracker:
-            outputs = _evaluate(section, directory, specs, kept, name)
-            tracker.log_metrics({key: float(value) for key, value in outputs.items()}, 0)
-            tracker.log_artifact(kept, "")
+            records, outputs = _evaluate(section, directory, specs, kept, name)
+            shared = shared_scene_tasks(section.env.suite, section.env.tasks)
+            policy = summarise_policy(records, shared)
+            outputs["iid_success"] = policy.iid.success
+            for warning in indifference_warnings(policy, section.eval.indifference_threshold):
+                progress.emit(name, "warn", text=warning)
+            tracker.log_metrics(policy_metrics(policy) | {f"eval/{key}": value for key, value in outputs.items()})
+            tracker.log_artifact(kept)
+            tracker.log_table("episodes", [_row(record) for record in records])
         store.push(f"{name}/results.jsonl")
         finished = StageResult(fingerprint=fingerprint, outputs=outputs)
         finished.write(store, name)
@@ -50,7 +57,15 @@ def run(
     return dict(finished.outputs)
 
 
-def _evaluate(section: EvalStage, directory: Path, specs: list[EpisodeSpec], path: Path, name: str) -> dict[str, Any]:
+def _row(record: EpisodeRecord) -> dict[str, object]:
+    spec = record.spec
+    named = {"task": spec.task, "axis": spec.axis, "instruction": spec.instruction, "init_seed": spec.init_seed}
+    return named | {"success": record.success, "steps": record.num_steps, "error": record.error, "key": spec.key}
+
+
+def _evaluate(
+    section: EvalStage, directory: Path, specs: list[EpisodeSpec], path: Path, name: str
+) -> tuple[list[EpisodeRecord], dict[str, float]]:
     started = time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = ResultsWriter(path)
@@ -63,8 +78,7 @@ def _evaluate(section: EvalStage, directory: Path, specs: list[EpisodeSpec], pat
         records = writer.finish(specs)
     finally:
         writer.close()
-    metrics = {"iid_success": summarise_policy(records).iid.success}
-    return metrics | {
+    return records, {
         "episodes": len(records),
         "errors": sum(bool(record.error) for record in records),
         "env_steps": sum(record.num_steps for record in records),

@@ -6,18 +6,15 @@ from gripline import progress
 from gripline.errors import UserError
 from gripline.results import read_results
 from gripline.stages import PromoteStage, RunContext
-from gripline.summary import indifference_warnings, summarise_policy
+from gripline.summary import summarise_policy
 
 
 def run(*, context: str, config: str, results_path: str) -> None:
-    """Raise UserError when the evaluated policy cannot learn from a 0/1 reward; warn when it ignores an input."""
+    """Raise UserError when the evaluated policy cannot learn from a 0/1 reward."""
     run_context = RunContext.model_validate_json(context)
     stage = PromoteStage.model_validate_json(config)
     records = read_results(Path(results_path))
-    summary = summarise_policy(records)
-    for warning in indifference_warnings(summary, stage.eval.indifference_threshold):
-        progress.emit("gate", "warn", text=warning)
-    success, limits = summary.iid.success, stage.promote
+    success, limits = summarise_policy(records).iid.success, stage.promote
     where = f"{run_context.run_dir}/eval-sft/results.jsonl"
     if success < limits.gate_min_success:
         raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from gripline import progress
 from gripline.checkpoint import checkpoint_hash
-from gripline.envs.suites import env_spec, task_info
+from gripline.envs.suites import env_spec, shared_scene_tasks
 from gripline.metrics import read_metrics
 from gripline.results import read_results
 from gripline.splits import Splits
@@ -47,10 +47,8 @@ def run(  # noqa: PLR0913  a pipeline step's ports are its arguments
         facts=_facts(run_context, store),
         promote=stage.promote,
         indifference_threshold=stage.eval.indifference_threshold,
-        shared_scene_tasks=_shared_scene_tasks(stage),
+        shared_scene_tasks=shared_scene_tasks(stage.env.suite, stage.env.tasks),
     )
-    for warning in summary.warnings:
-        progress.emit("promote", "warn", text=warning)
     from gripline.tracking import stage_run
 
     with stage_run(run_context, "promote") as tracker:
@@ -102,11 +100,6 @@ def _outputs(store: RunStore, name: str) -> dict[str, str | float | int]:
     return StageResult.model_validate_json(path.read_text(encoding="utf-8")).outputs if path.exists() else {}
 
 
-def _shared_scene_tasks(stage: PromoteStage) -> list[str]:
-    scenes = [task_info(stage.env.suite, task).scene for task in stage.env.tasks]
-    return [task for task, scene in zip(stage.env.tasks, scenes, strict=True) if scenes.count(scene) > 1]
-
-
 def _report(
     stage: PromoteStage,
     context: RunContext,
@@ -116,7 +109,7 @@ def _report(
     rl_records: list[EpisodeRecord],
     tracker: Any,
 ) -> None:
-    from components.eval.report import ReportData, figures, write_report
+    from components.eval.report import ReportData, write_report
     from components.eval.videos import choose_episodes, make_videos
 
     started = time.perf_counter()
@@ -131,13 +124,13 @@ def _report(
         videos=videos,
         config=stage.model_dump(mode="json"),
     )
-    write_report(data, store.local / REPORT_FILE, store.local / "report.md")
+    figures = write_report(data, store.local / REPORT_FILE, store.local / "report.md")
     for name in (REPORT_FILE, "report.md", "videos"):
         store.push(name)
     tracker.log_artifact(store.local / REPORT_FILE, on="parent")
     for video in videos:
         tracker.log_artifact(video.path, folder="videos", on="parent")
-    for name, figure in figures(data).items():
+    for name, figure in figures.items():
         tracker.log_figure(name, figure, on="parent")
     progress.emit("promote", "note", text=f"report written in {time.perf_counter() - started:.1f} s")
 

@@ -275,3 +275,9 @@ def swapped_instruction(suite: str, task: str, tasks: Sequence[str]) -> str:
         raise UserError("env", "tasks", "a swapped instruction needs a second task", "add another task")
     others.sort(key=lambda other: task_info(suite, other).scene != scene)
     return task_info(suite, others[0]).instruction
+
+
+def shared_scene_tasks(suite: str, tasks: Sequence[str]) -> list[str]:
+    """Those of `tasks` that start from the same picture as another of them, so that only the text tells them apart."""
+    scenes = [task_info(suite, task).scene for task in tasks]
+    return [task for task, scene in zip(tasks, scenes, strict=True) if scenes.count(scene) > 1]

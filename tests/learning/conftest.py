@@ -52,6 +52,9 @@ class FakeTracker:
     def log_artifact(self, path, folder="", on="stage"):
         assert Path(path).exists()
 
+    def log_table(self, name, rows, on="stage"):
+        assert rows
+
     def set_tags(self, tags, on="stage"):
         pass
 
