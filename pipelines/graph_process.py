@@ -6,6 +6,7 @@ front end dies, by whatever means, this process stops every step and ends.
 
 import importlib
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -28,14 +29,22 @@ class GraphJob(BaseModel):
     """'module:function' of the `@dsl.pipeline`."""
     arguments: dict[str, str | int]
     artifacts: Path
+    scratch: Path
+    """Temporary files of all steps. The front end removes it, and so does this process when the front end is gone."""
 
 
 def main() -> None:
     """Run the job that standard input describes. Raises RuntimeError when a step fails."""
-    processes.adopt_orphans()
-    signal.signal(signal.SIGTERM, _stop)
-    processes.terminate_with_parent()
     job = GraphJob.model_validate_json(sys.stdin.read())
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        processes.stop_descendants()
+        shutil.rmtree(job.scratch, ignore_errors=True)
+        os._exit(128 + number)
+
+    processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, stop)
+    processes.terminate_with_parent()
     _run(job)
 
 
@@ -52,11 +61,6 @@ def _run(job: GraphJob) -> None:
     module, _, name = job.pipeline.partition(":")
     pipeline: Any = getattr(importlib.import_module(module), name)
     pipeline(**job.arguments)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    processes.stop_descendants()
-    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,6 @@ def _run_graph(
         "store_uri": str(folder.path.parent),
         "run_name": folder.path.name,
     }
-    job = GraphJob(pipeline=pipeline, arguments=arguments, artifacts=folder.path / "steps")
     news = events.EventFile(folder.path / PROGRESS_FILE)
     processes.adopt_orphans()
     with _scratch() as scratch, open(folder.path / LOG_FILE, "ab") as log:
@@ -115,6 +114,8 @@ def _run_graph(
             pass_fds=(folder.lock_descriptor,),  # and the folder stays locked until the child is gone too
         )
         try:
+            artifacts = folder.path / "steps"
+            job = GraphJob(pipeline=pipeline, arguments=arguments, artifacts=artifacts, scratch=Path(scratch))
             assert child.stdin is not None
             child.stdin.write(job.model_dump_json().encode())
             child.stdin.close()

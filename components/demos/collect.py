@@ -51,9 +51,9 @@ def run(*, config: str, demos_path: str, checkpoint_uri: str) -> dict[str, Any]:
             progress.emit(
                 "demos", "advance", done=done, total=len(jobs), metrics={"failed": sum(f for *_, f in recorded)}
             )
-    demos = _assemble(recorded, digest(config))
+    demos = _assemble(recorded, digest(config), time.perf_counter() - started)
     demos.save(folder)
-    return {"demonstrations": len(jobs), "frames": len(demos), "seconds": time.perf_counter() - started}
+    return {"demonstrations": len(jobs), "frames": len(demos), "seconds": demos.facts["seconds"]}
 
 
 def _jobs(stage: DemosStage, splits: Splits) -> list[_Job]:
@@ -108,7 +108,7 @@ def _env(config: EnvConfig) -> Any:
     return _ENVS[key]
 
 
-def _assemble(recorded: list[tuple[_Job, dict[str, np.ndarray], int]], source: str) -> DemoSet:
+def _assemble(recorded: list[tuple[_Job, dict[str, np.ndarray], int]], source: str, seconds: float) -> DemoSet:
     instructions = tuple(dict.fromkeys(job.candidates[0].instruction for job, *_ in recorded))
     lengths = [len(arrays["proprio_FP"]) for _, arrays, _ in recorded]
     texts = [instructions.index(job.candidates[0].instruction) for job, *_ in recorded]
@@ -123,5 +123,6 @@ def _assemble(recorded: list[tuple[_Job, dict[str, np.ndarray], int]], source: s
             "held_out": sum(job.held_out for job, *_ in recorded),
             "failed_attempts": sum(failed for *_, failed in recorded),
             "source": source,
+            "seconds": seconds,
         },
     )

@@ -76,8 +76,9 @@ def run(  # noqa: PLR0913  a pipeline step's ports are its arguments
 
 def _facts(context: RunContext, store: RunStore) -> RunFacts:
     """What the stages left behind. The front end of a local run corrects the total and adds the peak of memory."""
-    spent = {name: _outputs(store, name) for name in ("demos", "sft", "eval-sft", "rl", "eval-rl")}
-    seconds = {name: float(outputs["seconds"]) if "seconds" in outputs else 0.0 for name, outputs in spent.items()}
+    spent = {name: _outputs(store, name) for name in ("sft", "eval-sft", "rl", "eval-rl")}
+    seconds = {name: float(outputs["seconds"]) if outputs else 0.0 for name, outputs in spent.items()}
+    seconds["demos"] = float(spent["sft"]["demos_seconds"]) if spent["sft"] else 0.0
     return RunFacts(
         profile=context.profile_name,
         seed=context.seed,

@@ -28,7 +28,6 @@ class RlState(BaseModel):
     """Iterations in a row without one mixed group."""
     best_success: float = -1.0
     best_iteration: int = -1
-    mlflow_run_id: str = ""
 
 
 def latest(folder: Path) -> Path | None:

@@ -67,19 +67,12 @@ def _train(
     import torch
 
     from components.sft.learning import SupervisedLearner
-    from gripline.policies import build_policy, save_policy
-    from gripline.policies.actions import ActionStatistics
-    from gripline.policies.lora import apply_lora
+    from gripline.policies import save_policy
 
     torch.set_num_threads(stage.sft.threads)
     started = time.perf_counter()
     train, held_out = demos.split(np.unique(demos.episode_F[demos.episode_F < 0]))
-    base = build_policy(stage.policy, env_spec(stage.env), instructions=demos.instructions, seed=stage.seed)
-    base.set_action_statistics(ActionStatistics.of(train.actions_FKA))
-    base.set_image_mean(train.images_FNHWC)
-    if stage.policy.use_proprio:
-        base.set_proprio_statistics(ActionStatistics.of(train.proprio_FP))
-    vla = apply_lora(base, stage.sft.lora, seed=stage.seed) if stage.sft.method == "lora" else base
+    vla = _fresh_policy(stage, train)
     learner = SupervisedLearner(vla, train, held_out, stage.sft, stage.seed)
     state_path = store.pull("sft/state.pt")
     first = _resume(learner, state_path, fingerprint)
@@ -115,9 +108,23 @@ def _train(
         "hash": hash_,
         "held_out_loss": metrics["held_out/loss"],
         "demonstrations": demos.facts["demonstrations"],
+        "demos_seconds": demos.facts["seconds"],
         "frames": len(train),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _fresh_policy(stage: SftStage, train: DemoSet) -> Any:
+    """Random weights that know the demonstrations' statistics, with adapters where LoRA is asked for."""
+    from gripline.policies import ActionStatistics, build_policy
+    from gripline.policies.lora import apply_lora
+
+    vla = build_policy(stage.policy, env_spec(stage.env), instructions=train.instructions, seed=stage.seed)
+    vla.set_action_statistics(ActionStatistics.of(train.actions_FKA))
+    vla.set_image_mean(train.images_FNHWC)
+    if stage.policy.use_proprio:
+        vla.set_proprio_statistics(ActionStatistics.of(train.proprio_FP))
+    return apply_lora(vla, stage.sft.lora, seed=stage.seed) if stage.sft.method == "lora" else vla
 
 
 def _save_state(learner: Any, path: Path, step: int, fingerprint: str) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -56,6 +56,13 @@ def results(tmp_path: Path) -> Path:
     )
     (folder / "context.json").write_text(context.model_dump_json())
     return folder
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A short-named folder for temporary files; pytest's own is too long for Ray's sockets and would be passed over."""
+    with tempfile.TemporaryDirectory(prefix="gl", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def start(
@@ -130,24 +137,22 @@ def test_user_error_is_one_line_and_only_the_same_run_continues(tmp_path: Path) 
     ("graph", "told"),
     [("crashes", "stage 'second' broke: RuntimeError: the flux capacitor is empty"), ("vanishes", "without a word")],
 )
-def test_our_fault_is_exit_1_with_the_log(tmp_path: Path, graph: str, told: str) -> None:
+def test_our_fault_is_exit_1_with_the_log(tmp_path: Path, scratch: Path, graph: str, told: str) -> None:
     """Catches: a crash taken for success or for the user's mistake, Ray's sessions left in /tmp by every run."""
-    scratch = Path(tempfile.mkdtemp(prefix="gl", dir="/tmp"))
     code, _, errors = finish(start(graph, tmp_path / "one", TMPDIR=str(scratch)))
     assert code == 1
     assert told in errors and str(tmp_path / "one" / "log.txt") in errors and errors.count("\n") == 1
     assert list(scratch.iterdir()) == []
-    scratch.rmdir()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupt_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupt_leaves_no_process_behind(tmp_path: Path, scratch: Path, number: signal.Signals) -> None:
     """A daemon that left session and parent and ignores SIGTERM is found too. Catches: Ray processes left behind.
 
     Also: the folder of a running run is refused. SIGKILL: the front end can do nothing more, but its child notices.
     """
     out = tmp_path / "one"
-    process = start("hangs", out)
+    process = start("hangs", out, TMPDIR=str(scratch))
     wait_for(lambda: (out / "pids").exists() and (out / "pids").read_text())
     pids = [int(pid) for pid in (out / "pids").read_text().split()]
     pids += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
@@ -159,7 +164,9 @@ def test_interrupt_leaves_no_process_behind(tmp_path: Path, number: signal.Signa
     code, _, errors = finish(process)
     if number == signal.SIGKILL:
         wait_for(lambda: not any(is_running(pid) for pid in pids))
+        wait_for(lambda: list(scratch.iterdir()) == [])
         return
     assert code == 128 + number
     assert errors.startswith("gripline: interrupted") and errors.count("\n") == 1
     assert not any(is_running(pid) for pid in pids)
+    assert list(scratch.iterdir()) == []
