@@ -5,7 +5,7 @@ EXTRAS := sim,rl,tracking,pipelines,dev
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo setup gl lint format test test-slow check compile bench clean
+.PHONY: demo setup gl lint format test test-quick check compile bench clean
 
 demo: setup gl ## set up, then demonstrations → SFT → RL → evaluation on this machine, about six minutes
 	$(BIN)/gripline run laptop
@@ -37,11 +37,11 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup gl ## every test that needs no cluster, no GPU and no hour
-	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
+test: setup gl ## every test that needs no cluster and no GPU
+	$(BIN)/python -m pytest -m "not gpu and not cluster"
 
-test-slow: setup gl ## tests of more than a minute
-	$(BIN)/python -m pytest -m slow
+test-quick: setup gl ## the same without the tests of more than a minute
+	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
 
 check: lint test
 

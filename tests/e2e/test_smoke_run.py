@@ -45,11 +45,11 @@ def happened(run: Path, stage: str, event: str, text: str = "") -> bool:
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where profile smoke was run until RL had done an iteration, and then interrupted by Ctrl-C."""
+    """Where profile smoke was run until RL had kept an iteration, and then interrupted by Ctrl-C."""
     place = tmp_path_factory.mktemp("smoke")
     process = start("smoke", cwd=place)
     run = place / "runs" / "smoke-1"
-    while not happened(run, "rl", "advance"):
+    while not list(run.glob("rl/state/iteration-*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
     below = psutil.Process(process.pid).children(recursive=True)
