@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +30,8 @@ class GraphJob(BaseModel):
     """'module:function' of the `@dsl.pipeline`."""
     arguments: dict[str, str | int]
     artifacts: Path
+    ray_env_workers: int = 0
+    """Room for environment workers in the Ray cluster that all steps share; 0: steps see to theirs."""
     scratch: Path
     """Temporary files of all steps. The front end removes it, and so does this process when the front end is gone."""
 
@@ -51,6 +54,8 @@ def main() -> None:
 def _run(job: GraphJob) -> None:
     from kfp import local
 
+    if job.ray_env_workers:
+        threading.Thread(target=_start_ray, args=(job.ray_env_workers,), daemon=True).start()
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=str(job.artifacts),
@@ -61,6 +66,16 @@ def _run(job: GraphJob) -> None:
     module, _, name = job.pipeline.partition(":")
     pipeline: Any = getattr(importlib.import_module(module), name)
     pipeline(**job.arguments)
+
+
+def _start_ray(num_env_workers: int) -> None:
+    """One Ray cluster for all steps, started while the first ones need none: a start takes ten seconds on two cores.
+
+    Steps that begin earlier, or after a failure here, start their own.
+    """
+    from gripline.rollout.engine import start_local_cluster
+
+    os.environ["RAY_ADDRESS"] = start_local_cluster(num_env_workers=num_env_workers)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Run the graph on this machine: one child process for the graph, a display here, nothing left behind at the end."""
 
+import errno
 import os
 import shutil
 import signal
@@ -115,7 +116,13 @@ def _run_graph(
         )
         try:
             artifacts = folder.path / "steps"
-            job = GraphJob(pipeline=pipeline, arguments=arguments, artifacts=artifacts, scratch=Path(scratch))
+            job = GraphJob(
+                pipeline=pipeline,
+                arguments=arguments,
+                artifacts=artifacts,
+                ray_env_workers=_shared_ray_workers(inputs, pipeline),
+                scratch=Path(scratch),
+            )
             assert child.stdin is not None
             child.stdin.write(job.model_dump_json().encode())
             child.stdin.close()
@@ -129,6 +136,13 @@ def _run_graph(
         finally:
             processes.stop_descendants()
         return child.returncode
+
+
+def _shared_ray_workers(inputs: RunInputs, pipeline: str) -> int:
+    """How many environment workers the steps share a Ray cluster for; 0 where the user has one, or no step needs it."""
+    if pipeline != POST_TRAINING or "RAY_ADDRESS" in os.environ:
+        return 0
+    return max(inputs.profile.rl.env_workers, inputs.profile.eval.env_workers)
 
 
 @contextmanager
@@ -226,7 +240,8 @@ def _explain_failure(folder: RunFolder, display: Display, exit_code: int) -> int
     log, failure = _shown(folder.path / LOG_FILE), display.failure
     if failure is not None and failure.event == "error":
         raise UserError("", "", failure.text, "")
-    if shutil.disk_usage(folder.path).free < 2**20:
+    # Libraries have errors of their own for a full disk, and on a quite full one no event can be written any more.
+    if (failure and os.strerror(errno.ENOSPC) in failure.text) or shutil.disk_usage(folder.path).free < 2**20:
         raise UserError(str(folder.path), "", "the disk is full", "free space and start the same run again")
     if failure is None:
         stage = display.running or "plan"

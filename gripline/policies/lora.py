@@ -8,9 +8,6 @@ and RL may each be full or LoRA in any order, and a LoRA stage always starts wit
 import copy
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from gripline.config import LoraConfig
@@ -27,6 +24,9 @@ def apply_lora(vla: VLA, config: LoraConfig, *, seed: int) -> VLA:
     seed: for the adapters' A matrices; global generators are left alone.
     Raises ValueError on a policy that has adapters.
     """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+
     if has_adapters(vla):
         raise ValueError("the policy has adapters already")
     targets = [
@@ -44,7 +44,7 @@ def apply_lora(vla: VLA, config: LoraConfig, *, seed: int) -> VLA:
 
 
 def has_adapters(vla: VLA) -> bool:
-    return any(isinstance(module, LoraLayer) for module in vla.modules())
+    return hasattr(vla, "peft_config")
 
 
 def _unused_parts(vla: VLA) -> tuple[str, ...]:
@@ -57,6 +57,8 @@ def _unused_parts(vla: VLA) -> tuple[str, ...]:
 
 def merged_copy(vla: VLA) -> VLA:
     """A VLA of its own without adapters, whose weights include them; the merge is computed in float32."""
+    from peft.tuners.lora import LoraLayer
+
     merged = copy.deepcopy(vla)
     for name, module in list(merged.named_modules()):
         if isinstance(module, LoraLayer):

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from peft import get_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -120,6 +119,8 @@ def _write_files(directory: Path, vla: VLA) -> None:
     vla.tokenizer.save(directory)
     full = vla
     if has_adapters(vla):
+        from peft import get_peft_model_state_dict  # its import takes seconds, and most policies have no adapters
+
         full = merged_copy(vla)
         (directory / ADAPTER_DIRECTORY).mkdir()
         _save_tensors(directory / ADAPTER_DIRECTORY / "adapter_model.safetensors", get_peft_model_state_dict(vla))

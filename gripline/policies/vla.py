@@ -12,7 +12,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import LlamaConfig, LlamaModel
@@ -211,6 +210,8 @@ class VLA(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """The policy as it was before `apply_lora`: the reference of a KL term, at no memory."""
+        from peft.tuners.lora import LoraLayer
+
         layers = [module for module in self.modules() if isinstance(module, LoraLayer)]
         for layer in layers:
             layer.enable_adapters(enabled=False)

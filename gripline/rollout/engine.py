@@ -83,36 +83,41 @@ def ray_cluster(*, num_env_workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    threads.set_defaults()  # Ray's processes inherit them
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level="error")
+        ray.init(logging_level="error", log_to_driver=False)
     else:
-        _start_local({"env": num_env_workers, "policy": 1, "learner": 1})
+        start_local_cluster(num_env_workers=num_env_workers)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start_local(resources: dict[str, float]) -> None:
+def start_local_cluster(*, num_env_workers: int) -> str:
+    """Start Ray on this machine and connect to it; returns the address at which other processes join.
+
+    It ends with this process, or with `ray.shutdown()`.
+    """
+    threads.set_defaults()  # Ray's processes inherit them
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for tries_left in range(START_TRIES - 1, -1, -1):
         try:
             ray.init(
                 address="local",
                 num_cpus=os.cpu_count(),
-                resources=resources,
+                resources={"env": num_env_workers, "policy": 1, "learner": 1},
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 logging_level="error",
             )
-            return
-        except (
-            Exception
-        ):  # Ray raises no narrower class when its processes need more than its fixed 30 s, on a busy laptop
+            break
+        except Exception:
+            # Ray raises no narrower class when its processes need more than its fixed 30 s, on a busy laptop.
             ray.shutdown()
             if not tries_left:
                 raise
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
 
 class RolloutEngine:

@@ -12,11 +12,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from gripline.config import PromoteConfig
+from gripline.errors import UserError
 from gripline.stages import RunContext
 from gripline.summary import RunFacts, Seconds, read_summary, summarise, write_summary
 from gripline.types import EpisodeRecord, EpisodeSpec
+from pipelines import local
+from pipelines.display import Display
+from pipelines.events import Event
+from pipelines.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 60
@@ -143,6 +149,16 @@ def test_our_fault_is_exit_1_with_the_log(tmp_path: Path, scratch: Path, graph: 
     assert code == 1
     assert told in errors and str(tmp_path / "one" / "log.txt") in errors and errors.count("\n") == 1
     assert list(scratch.iterdir()) == []
+
+
+def test_full_disk_in_a_library_is_the_users_to_mend(tmp_path: Path) -> None:
+    """Catches: "please report it" for a full disk that a library wrapped into an error of its own."""
+    display = Display(Console(quiet=True), ())
+    text = "SafetensorError: I/O error: No space left on device (os error 28)"
+    display.feed([Event(time_s=1, stage="demos", event="crash", text=text)])
+    folder = RunFolder(tmp_path, continued=False, lock_descriptor=-1)
+    with pytest.raises(UserError, match="the disk is full"):
+        local._explain_failure(folder, display, exit_code=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
