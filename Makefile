@@ -3,7 +3,6 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 EXTRAS := sim,rl,tracking,pipelines,dev
 export OMP_NUM_THREADS ?= 1
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo setup gl lint format test test-quick check compile bench clean
 

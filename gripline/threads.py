@@ -1,7 +1,7 @@
-"""One compute thread per process unless a stage asks for more, and threads that wait without burning a core.
+"""One compute thread per process unless a stage asks for more, and threads that spin only briefly before they sleep.
 
-Where several processes share a machine, spinning OpenMP threads cost more than they bring: with one other busy core,
-training with two spinning threads took five times as long as with two waiting ones. Must run before torch is imported.
+Where several processes share a machine, spinning OpenMP threads take cores from those that have work; threads that never
+spin wake up too slowly. docs/decisions/0014 has the measurement. Must run before torch is imported.
 """
 
 import os
@@ -11,7 +11,7 @@ DEFAULTS = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "LP_NUM_THREADS": "1",  # Mesa's software renderer
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "20000",  # rounds in which a GNU OpenMP thread waits actively
 }
 
 
