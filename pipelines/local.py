@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from gripline import progress
+from gripline import progress, threads
 from gripline.errors import UserError
 from gripline.inputs import RunInputs
 from gripline.profiles import dump
@@ -38,11 +38,7 @@ LONGEST_SCRATCH = 32
 """Characters. Ray puts sockets below it, whose paths may have 107."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUR_FAULT = 1
-ENVIRONMENT = {
-    # One thread per process unless a stage asks for more: spinning threads cost more than they bring.
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
+ENVIRONMENT = threads.DEFAULTS | {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour that Ray otherwise announces with a warning
