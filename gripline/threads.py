@@ -1,7 +1,7 @@
 """One compute thread per process unless a stage asks for more, and threads that spin only briefly before they sleep.
 
-Where several processes share a machine, spinning OpenMP threads take cores from those that have work; threads that never
-spin wake up too slowly. docs/decisions/0014 has the measurement. Must run before torch is imported.
+Where several processes share a machine, spinning OpenMP threads take cores from those that have work; those that never
+spin wake up too slowly: docs/decisions/0014 has the measurement. Must run before torch is imported.
 """
 
 import os

@@ -76,6 +76,7 @@ def _start_ray(num_env_workers: int) -> None:
     from gripline.rollout.engine import start_local_cluster
 
     os.environ["RAY_ADDRESS"] = start_local_cluster(num_env_workers=num_env_workers)
+    threading.Event().wait()  # for ever: the kernel ends Ray's daemons with the thread that started them
 
 
 if __name__ == "__main__":
