@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file to write")
     parser.add_argument("--seconds", type=float, default=10.0, help="CPU seconds for each row")
     arguments = parser.parse_args()
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         measure("lean, groups of 8", lean=True, group_size=8, seconds=arguments.seconds),
         measure("lean, no groups", lean=True, group_size=1, seconds=arguments.seconds),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gripline.errors import UserError
 
-LAST_FILES = ("manifest.json", "stage.json")
+LAST_FILES = ("manifest.json", "stage.json", "state.json")
 
 
 def is_local(uri: str) -> bool:

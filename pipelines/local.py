@@ -99,7 +99,7 @@ def _run_graph(
     news = events.EventFile(folder.path / PROGRESS_FILE)
     processes.adopt_orphans()
     with _scratch() as scratch, open(folder.path / LOG_FILE, "ab") as log:
-        environment = os.environ | ENVIRONMENT | {"TMPDIR": scratch}
+        environment = ENVIRONMENT | os.environ | {"TMPDIR": scratch}
         environment[progress.FILE_VARIABLE] = str(folder.path / PROGRESS_FILE)
         child = subprocess.Popen(
             [sys.executable, "-m", "pipelines.graph_process"],

@@ -59,7 +59,7 @@ def run(  # noqa: PLR0913  a pipeline step's ports are its arguments
         _log_headline(tracker, summary, rl_uri, run_context)
         if summary.promoted:
             tags = {"gripline.run_name": run_context.run_name, "gripline.sft_hash": checkpoint_hash(fetch(sft_uri))}
-            tracker.register_policy(stage.promote.registered_name, str(fetch(rl_uri)), alias="champion", tags=tags)
+            tracker.register_policy(stage.promote.registered_name, rl_uri, alias="champion", tags=tags)
         tracker.end_parent()
     write_summary(store.local / SUMMARY_FILE, summary)
     store.push(SUMMARY_FILE)

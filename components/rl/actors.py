@@ -22,14 +22,17 @@ class LearnerActor:
         self._learner = Learner(self._policy_dir, config, seed=seed)
 
     def update(self, trajectories: list[Any], advantages: list[float], iteration: int) -> dict[str, float]:
-        """One update from trajectory references. The very first also measures the gap to the behaviour log-probs."""
+        """One update from trajectory references, or {"refused": gap}: before this process's first update the behaviour
+        log-probs must agree with the learner's own."""
         import ray
 
         batch = self._learner.batch(ray.get(trajectories), advantages)
-        gap = {"logprob_gap": self._learner.logprob_gap(batch)} if iteration == 0 else {}
-        if gap and gap["logprob_gap"] > self._config.logprob_tolerance:
-            return gap  # the driver stops the run: learning from wrong log-probs would only waste it
-        return self._learner.update(batch, iteration=iteration) | gap
+        if self._learner.has_updated:
+            return self._learner.update(batch, iteration=iteration)
+        gap = self._learner.logprob_gap(batch)
+        if not gap <= self._config.logprob_tolerance:  # NaN too
+            return {"refused": gap}
+        return self._learner.update(batch, iteration=iteration) | {"logprob_gap": gap}
 
     def weights(self) -> dict[str, np.ndarray]:
         """Full weights for the policy servers."""

@@ -59,6 +59,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             self._trainable, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999), foreach=True
         )
+        self.has_updated = False
         self.vla.eval()  # no dropout anywhere: behaviour and learner must compute the same log-probs
 
     def batch(self, trajectories: list[Trajectory], advantages: list[float]) -> Batch:
@@ -99,11 +100,12 @@ class Learner:
             loss, metrics = self._loss(part, scale=len(batch) / len(index_M))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
-            norm = torch.nn.utils.clip_grad_norm_(self._trainable, config.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self._trainable, config.max_grad_norm, error_if_nonfinite=True)
             self.optimizer.step()
             metrics |= {"loss": float(loss.detach()), "grad_norm": float(norm)}
             sums = {name: sums.setdefault(name, 0.0) + value for name, value in metrics.items()}
             num_minibatches += 1
+        self.has_updated = True
         return {name: value / num_minibatches for name, value in sums.items()} | {"lr": lr, "chunks": float(len(batch))}
 
     def learning_rate(self, iteration: int) -> float:

@@ -14,13 +14,6 @@ from gripline.config import RlConfig
 from gripline.types import EpisodeSpec
 
 
-@dataclass
-class Cursor:
-    """How many groups have been drawn of each task since the run began; resuming continues from here."""
-
-    drawn: dict[str, int]
-
-
 @dataclass(frozen=True)
 class GroupOutcome:
     """One group after its rollout: rewards of its members in member order; failed simulators are left out."""
@@ -30,20 +23,19 @@ class GroupOutcome:
     members: tuple[int, ...]
     """Positions in the round's list of specs."""
 
-    @property
-    def success(self) -> float:
-        return float(self.rewards_G.mean()) if len(self.rewards_G) else 0.0
-
 
 def draw_round(
-    train: dict[str, list[EpisodeSpec]], cursor: Cursor, config: RlConfig, *, seed: int
+    train: dict[str, list[EpisodeSpec]], drawn: dict[str, int], config: RlConfig, *, seed: int
 ) -> list[EpisodeSpec]:
-    """Specs of the next round, members of a group next to each other, tasks taking turns. Advances the cursor."""
+    """Specs of the next round, members of a group next to each other, tasks taking turns.
+
+    drawn: how many groups each task has had since the run began; counted up here, and part of what a resume needs.
+    """
     specs: list[EpisodeSpec] = []
     for _ in range(config.groups_per_task):
         for task, states in train.items():
-            draw = cursor.drawn[task]
-            cursor.drawn[task] = draw + 1
+            draw = drawn[task]
+            drawn[task] = draw + 1
             base = states[draw % len(states)]
             specs += [
                 base.model_copy(

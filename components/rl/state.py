@@ -32,7 +32,7 @@ class RlState(BaseModel):
 
 def latest(folder: Path) -> Path | None:
     """The newest complete state folder, or None. Half-written ones never carry the final name."""
-    found = sorted(folder.glob("iteration-*")) if folder.is_dir() else []
+    found = sorted(path.parent for path in folder.glob("iteration-*/state.json"))
     return found[-1] if found else None
 
 
@@ -50,7 +50,7 @@ def write(folder: Path, state: RlState, save_tensors: Callable[[str], None], *, 
                 os.fsync(written.fileno())
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             str(final), "", f"cannot be written: {error}", "free space and start the same run again"

@@ -1,7 +1,4 @@
-"""The RL stage: draw groups → select mixed ones → update → publish weights → validate → checkpoint, until done.
-
-Also the entry point of the job that runs this stage on a cluster; only where Ray is differs.
-"""
+"""The RL stage: draw groups → select mixed ones → update → publish weights → validate → checkpoint, until done."""
 
 import json
 import shutil
@@ -14,9 +11,9 @@ from typing import Any
 
 from gripline import __version__, progress
 from gripline.checkpoint import checkpoint_hash
-from gripline.envs import prepare
 from gripline.errors import UserError
 from gripline.metrics import MetricsLog
+from gripline.rollout.stats import RolloutStats
 from gripline.splits import Splits
 from gripline.stages import RlStage, RunContext
 from gripline.store import RunStore, StageResult, digest, fetch
@@ -57,7 +54,6 @@ def _actors(stage: RlStage, policy_dir: str) -> Iterator[tuple[Any, Any]]:
     from gripline.rollout.engine import RolloutEngine, ray_cluster
 
     progress.emit("rl", "note", text="starting Ray actors")
-    prepare(stage.env)
     workers, slots = stage.rl.env_workers, stage.rl.slots_per_worker
     with ray_cluster(num_env_workers=workers):
         learner = ray.remote(num_cpus=0, resources={"learner": 1})(LearnerActor).remote(
@@ -81,16 +77,16 @@ class Sampled:
     groups: int = 0
     mixed: int = 0
     rounds: int = 0
-    rollout: dict[str, float] = field(default_factory=dict)
+    rollouts: list[RolloutStats] = field(default_factory=list)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, num_workers: int) -> dict[str, float]:
         """Sampling figures of the iteration."""
         return {
             "train/success": self.successes / max(self.episodes, 1),
             "train/mixed_groups": float(self.mixed),
             "train/groups": float(self.groups),
             "train/rounds": float(self.rounds),
-        } | self.rollout
+        } | RolloutStats.total(self.rollouts).metrics(num_workers)
 
 
 class Trainer:
@@ -106,7 +102,6 @@ class Trainer:
         fingerprint: str,
         log: MetricsLog,
     ) -> None:
-        from components.rl.sampling import Cursor
         from components.rl.state import RlState
 
         self._config, self._seed, self._env = stage.rl, stage.seed, stage.env
@@ -117,9 +112,7 @@ class Trainer:
             task: [spec for spec in splits.lists["train"] if spec.task == task] for task in stage.env.tasks
         }
         self._val = splits.lists["val"]
-        self._dropped: list[Path] = []
         self.state = RlState(fingerprint=fingerprint, drawn=dict.fromkeys(stage.env.tasks, 0))
-        self._cursor = Cursor(self.state.drawn)
 
     def train(self, engine: Any, learner: Any) -> dict[str, Any]:
         """Run the remaining iterations on a rollout engine and a learner actor, then hand on the best weights."""
@@ -127,29 +120,28 @@ class Trainer:
         self._resume()
         config, state = self._config, self.state
         if state.iteration == 0:
-            self._validate()
+            progress.emit("rl", "note", text=f"validation success before RL: {self._validate():.3f}")
         while state.iteration < config.iterations and state.starving < STARVING_LIMIT:
             started = time.perf_counter()
             iteration = state.iteration
             sampled = self._sample()
-            metrics = sampled.metrics()
+            metrics = sampled.metrics(self._engine.num_workers)
             learned = self._update(sampled, iteration)
             metrics |= learned
             state.iteration += 1
             if learned:
                 self._engine.set_weights(self._learner.weights.remote())
             last = state.iteration == config.iterations
-            state.seconds += time.perf_counter() - started
             if last or state.iteration % config.validate_every == 0:
                 metrics["val/success"] = self._validate()
+            state.seconds += time.perf_counter() - started
             metrics["seconds"] = state.seconds
             self._log.log(iteration, metrics)
             self._show(metrics)
             if last or state.iteration % config.checkpoint_every == 0:
                 self._checkpoint()
-        if state.starving >= STARVING_LIMIT:
-            note = f"stopped: no group with mixed outcomes in {STARVING_LIMIT} iterations, nothing to learn from"
-            progress.emit("rl", "warn", text=note)
+        if state.iteration < config.iterations:
+            self._stop_early(sampled)
         hash_ = self._hand_on()
         return {
             "uri": f"{self._context.run_dir.rstrip('/')}/rl/checkpoint",
@@ -161,6 +153,14 @@ class Trainer:
             "seconds": state.seconds,
         }
 
+    def _stop_early(self, sampled: Sampled) -> None:
+        """Say why there is nothing left to learn from, and give the present weights their chance to be the best."""
+        outcome = "all episodes succeed" if sampled.successes else "all episodes fail"
+        note = f"stopped: in {STARVING_LIMIT} iterations no group with mixed outcomes; lately {outcome}"
+        progress.emit("rl", "warn", text=note)
+        self._validate()
+        self._checkpoint()
+
     def _sample(self) -> Sampled:
         from components.rl.sampling import draw_round, group_outcomes, select
         from gripline.rollout.actors import Decoding
@@ -168,7 +168,7 @@ class Trainer:
         config, out = self._config, Sampled()
         decoding = Decoding(greedy=False, temperature=config.temperature, keep_trajectory=True)
         while out.rounds < config.max_rounds and out.mixed < config.min_mixed_groups:
-            specs = draw_round(self._train, self._cursor, config, seed=self._seed)
+            specs = draw_round(self._train, self.state.drawn, config, seed=self._seed)
             finished = {episode.index: episode for episode in self._engine.run(specs, decoding)}
             success = {i: episode.record.success for i, episode in finished.items() if not episode.record.error}
             if not success:
@@ -183,7 +183,7 @@ class Trainer:
             out.episodes += len(success)
             out.successes += sum(success.values())
             out.rounds += 1
-            out.rollout = self._engine.last.metrics(self._engine.num_workers)
+            out.rollouts.append(self._engine.last)
             self.state.env_steps += self._engine.last.env_steps
         self.state.starving = 0 if out.mixed else self.state.starving + 1
         return out
@@ -196,11 +196,11 @@ class Trainer:
         started = time.perf_counter()
         update = self._learner.update.remote(sampled.trajectories, sampled.advantages, iteration)
         metrics: dict[str, float] = ray.get(update)
-        if "logprob_gap" in metrics and metrics["logprob_gap"] > self._config.logprob_tolerance:
+        if "refused" in metrics:
             raise UserError(
                 "rl",
                 "rl.logprob_tolerance",
-                f"behaviour and learner log-probs differ by {metrics['logprob_gap']:.2e} before the first update",
+                f"behaviour and learner log-probs differ by {metrics['refused']:.2e} before the first update",
                 "the checkpoint does not behave as the learner computes it; evaluate it alone first",
             )
         metrics["seconds"] = time.perf_counter() - started
@@ -211,8 +211,9 @@ class Trainer:
         from gripline.rollout.actors import Decoding
 
         records = [episode.record for episode in self._engine.run(self._val, Decoding(greedy=True))]
-        valid = [record for record in records if not record.error]
-        success = float(sum(record.success for record in valid)) / max(len(valid), 1)
+        if all(record.error for record in records):
+            raise RuntimeError(f"every simulator failed during validation: {records[0].error}")
+        success = float(sum(record.success for record in records)) / len(records)
         if success >= self.state.best_success:
             self._keep_best()
             self.state.best_success, self.state.best_iteration = success, self.state.iteration
@@ -228,16 +229,15 @@ class Trainer:
 
         from components.rl import state as state_files
 
-        self.state.drawn = dict(self._cursor.drawn)
-
         def save_tensors(path: str) -> None:
             ray.get(self._learner.save_state.remote(path))
 
         state_files.write(self._folder, self.state, save_tensors, keep=self._config.keep_checkpoints)
         self._store.push("rl/state")
-        for outdone in self._dropped:  # only now: an older state would still have named it
-            shutil.rmtree(outdone, ignore_errors=True)
-        self._dropped.clear()
+        best = self._best_dir(self.state.best_iteration)
+        for outdone in best.parent.glob("iteration-*"):  # only now: the former state would still have named it
+            if outdone != best:
+                shutil.rmtree(outdone, ignore_errors=True)
 
     def _resume(self) -> None:
         import ray
@@ -250,7 +250,6 @@ class Trainer:
             self._log.rewind(0)
             return
         self.state = state_files.read(path, self.state.fingerprint)
-        self._cursor.drawn = dict(self.state.drawn)
         ray.get(self._learner.load_state.remote(str(path / "learner.pt")))
         self._engine.set_weights(self._learner.weights.remote())
         self._log.rewind(self.state.iteration)
@@ -272,8 +271,6 @@ class Trainer:
         shutil.rmtree(new, ignore_errors=True)  # from an attempt that died after this and before its next state
         ray.get(self._learner.save_policy.remote(str(new), self._env, provenance))
         self._store.push(f"rl/best/{new.name}")
-        if self.state.best_iteration not in (-1, self.state.iteration):
-            self._dropped.append(self._best_dir(self.state.best_iteration))
 
     def _best_dir(self, iteration: int) -> Path:
         return self._store.local / "rl" / "best" / f"iteration-{iteration:06d}"
@@ -281,9 +278,13 @@ class Trainer:
     def _hand_on(self) -> str:
         """The best validated policy becomes the stage's checkpoint."""
         final = self._store.local / "rl" / "checkpoint"
-        shutil.rmtree(final, ignore_errors=True)
         best = self._best_dir(self.state.best_iteration)
         self._store.pull(f"rl/best/{best.name}")
-        shutil.copytree(best, final)
+        partial = final.with_name(".checkpoint.partial")
+        for left_over in (final, partial):
+            shutil.rmtree(left_over, ignore_errors=True)
+        shutil.copytree(best, partial)
+        partial.rename(final)
+        self._store.push("rl/metrics.jsonl")
         self._store.push("rl/checkpoint")
         return checkpoint_hash(final)

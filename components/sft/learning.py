@@ -93,7 +93,7 @@ class SupervisedLearner:
         loss = cross_entropy(logits, self.tokens_FKA[index], self.targets_VV)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
-        torch.nn.utils.clip_grad_norm_(self.vla.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.vla.parameters(), 1.0, error_if_nonfinite=True)
         self.optimizer.step()
         return float(loss.detach())
 

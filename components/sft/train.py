@@ -78,7 +78,7 @@ def _train(
     first = _resume(learner, state_path, fingerprint)
     log.rewind(first)
     saved_at = time.perf_counter()
-    metrics: dict[str, float] = {}
+    metrics = learner.held_out_metrics() if first == stage.sft.steps else {}  # killed between the last step and the end
     for step, metrics in learner.steps(first):
         log.log(step, metrics)
         shown = {name: value for name, value in metrics.items() if name.endswith("loss")}
@@ -102,6 +102,7 @@ def _train(
         mlflow_run_id=context.parent_run_id,
     )
     store.push("sft/checkpoint")
+    store.push("sft/metrics.jsonl")
     state_path.unlink(missing_ok=True)
     return {
         "uri": f"{context.run_dir.rstrip('/')}/sft/checkpoint",
@@ -134,7 +135,7 @@ def _save_state(learner: Any, path: Path, step: int, fingerprint: str) -> None:
     try:
         torch.save(learner.state(step) | {"fingerprint": fingerprint}, partial)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         partial.unlink(missing_ok=True)
         raise UserError(
             str(path), "", f"cannot be written: {error}", "free space and start the same run again"

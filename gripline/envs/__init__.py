@@ -3,7 +3,7 @@
 import importlib
 
 from gripline.config import EnvConfig
-from gripline.envs.gl import choose_renderer
+from gripline.envs.gl import VARIABLE, choose_renderer
 from gripline.envs.suites import suite_info, task_info
 from gripline.types import Env
 
@@ -20,7 +20,9 @@ def make_env(config: EnvConfig) -> Env:
     return env
 
 
-def prepare(config: EnvConfig) -> None:
-    """Settle once what each worker would otherwise find out for itself. Raises UserError if nothing can draw."""
-    if suite_info(config.suite).needs_gl:
-        choose_renderer(config.renderer)
+def prepare(config: EnvConfig) -> dict[str, str]:
+    """Settle once what each worker would otherwise find out for itself; returns the environment variables that say so.
+
+    Raises UserError if nothing can draw.
+    """
+    return {VARIABLE: choose_renderer(config.renderer)} if suite_info(config.suite).needs_gl else {}

@@ -7,6 +7,7 @@ is there to use. Environment workers never import torch.
 """
 
 import asyncio
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,22 +41,32 @@ class EpisodeStats:
     wait_s: float
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A slot that waits for actions."""
+
+    observation: Observation
+    noise_key: tuple[int, int]
+    decoding: Decoding
+    future: asyncio.Future[Any]
+
+
 class EnvWorker:
     """Runs episodes on `num_slots` simulator slots; wrapped in a Ray actor by the engine."""
 
-    def __init__(self, env: EnvConfig, policy: Any, num_slots: int) -> None:
+    def __init__(self, env: EnvConfig, policy: Any, num_slots: int, renderer: dict[str, str]) -> None:
+        """renderer: environment variables that settle how pictures are drawn, the same in every worker."""
         self._config = env
         self._policy = policy
         self._flush_at = max(1, num_slots // 2)
         self._idle: list[Env] = []
-        self._outbox: list[tuple[Observation, tuple[int, int], asyncio.Future[Any]]] = []
+        self._outbox: list[_Waiting] = []
         self._flush_scheduled = False
-        self._greedy_and_temperature = (True, 1.0)
+        self._sending: set[asyncio.Task[None]] = set()
+        os.environ |= renderer
 
     async def warm_up(self, tasks: tuple[str, ...]) -> int:
         """Build the simulators before the first episode needs them; returns this process's id."""
-        import os
-
         from gripline.envs import make_env
 
         env = make_env(self._config)
@@ -110,8 +121,7 @@ class EnvWorker:
         """Queue one observation; it leaves with the others that are ready, at the latest when nothing else is."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._outbox.append((observation, noise_key, future))
-        self._greedy_and_temperature = (decoding.greedy, decoding.temperature)
+        self._outbox.append(_Waiting(observation, noise_key, decoding, future))
         if len(self._outbox) >= self._flush_at:
             self._flush()
         elif not self._flush_scheduled:
@@ -122,27 +132,24 @@ class EnvWorker:
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        batch, self._outbox = self._outbox, []
-        if batch:
-            asyncio.get_running_loop().create_task(self._send(batch))
+        waiting, self._outbox = self._outbox, []
+        for decoding in dict.fromkeys(row.decoding for row in waiting):
+            batch = [row for row in waiting if row.decoding == decoding]
+            task = asyncio.get_running_loop().create_task(self._send(batch, decoding))
+            self._sending.add(task)  # the loop itself holds tasks only weakly
+            task.add_done_callback(self._sending.discard)
 
-    async def _send(self, batch: list[tuple[Observation, tuple[int, int], asyncio.Future[Any]]]) -> None:
-        greedy, temperature = self._greedy_and_temperature
-        keys = None if greedy else [noise_key for _, noise_key, _ in batch]
+    async def _send(self, batch: list["_Waiting"], decoding: Decoding) -> None:
+        keys = None if decoding.greedy else [row.noise_key for row in batch]
+        observations = [row.observation for row in batch]
         try:
-            answer = await self._policy.act.remote([observation for observation, _, _ in batch], keys, temperature)
+            answer = await self._policy.act.remote(observations, keys, decoding.temperature)
         except Exception as error:  # noqa: BLE001  whatever it is, the episodes that wait for an answer must hear of it
-            for _, _, future in batch:
-                future.set_exception(PolicyFailedError(f"{type(error).__name__}: {error}"))
+            for row in batch:
+                row.future.set_exception(PolicyFailedError(f"{type(error).__name__}: {error}"))
             return
-        for row, (_, _, future) in enumerate(batch):
-            future.set_result(
-                ActionBatch(
-                    answer.tokens_BKA[row : row + 1],
-                    answer.actions_BKA[row : row + 1],
-                    answer.logprobs_BKA[row : row + 1],
-                )
-            )
+        for index, row in enumerate(batch):
+            row.future.set_result(_rows(answer, slice(index, index + 1)))
 
 
 class PolicyServer:
@@ -158,9 +165,8 @@ class PolicyServer:
         self._vla = load_policy(Path(policy_dir)).eval()
         self._policy = make_policy(self._vla)
         self._queue: list[tuple[list[Observation], list[tuple[int, int]] | None, float, asyncio.Future[Any]]] = []
-        self.busy_s = 0.0
-        self.num_batches = 0
-        self.num_rows = 0
+        self._busy_s = 0.0
+        self._num_rows = 0
 
     async def ready(self) -> bool:
         """Answers once the policy is loaded; a failure to load reaches whoever waits for this."""
@@ -173,10 +179,10 @@ class PolicyServer:
         state = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
         self._vla.load_state_dict(state)
 
-    async def take_counters(self) -> dict[str, float]:
-        """Seconds busy, batches and rows since the last call."""
-        counters = {"busy_s": self.busy_s, "batches": float(self.num_batches), "rows": float(self.num_rows)}
-        self.busy_s, self.num_batches, self.num_rows = 0.0, 0, 0
+    async def take_counters(self) -> tuple[float, int]:
+        """(seconds busy, observations answered) since the last call."""
+        counters = (self._busy_s, self._num_rows)
+        self._busy_s, self._num_rows = 0.0, 0
         return counters
 
     async def act(
@@ -200,15 +206,22 @@ class PolicyServer:
         started = time.perf_counter()
         observations = [observation for item in waiting for observation in item[0]]
         keys = None if greedy else [key for item in waiting for key in item[1]]
-        answer = self._policy.act(observations, noise_keys=keys, temperature=temperature)
+        try:
+            answer = self._policy.act(observations, noise_keys=keys, temperature=temperature)
+        except Exception as error:  # noqa: BLE001  whatever it is, whoever waits for an answer must hear of it
+            for *_, future in waiting:
+                future.set_exception(error)
+            return
         first = 0
         for rows, _, _, future in waiting:
-            part = slice(first, first + len(rows))
-            future.set_result(ActionBatch(answer.tokens_BKA[part], answer.actions_BKA[part], answer.logprobs_BKA[part]))
+            future.set_result(_rows(answer, slice(first, first + len(rows))))
             first += len(rows)
-        self.busy_s += time.perf_counter() - started
-        self.num_batches += 1
-        self.num_rows += len(observations)
+        self._busy_s += time.perf_counter() - started
+        self._num_rows += len(observations)
+
+
+def _rows(answer: ActionBatch, part: slice) -> ActionBatch:
+    return ActionBatch(answer.tokens_BKA[part], answer.actions_BKA[part], answer.logprobs_BKA[part])
 
 
 def _trajectory(spec: EpisodeSpec, observations: list[Observation], answers: list[ActionBatch]) -> Trajectory:

@@ -16,6 +16,7 @@ from gripline import threads
 from gripline.config import EnvConfig
 from gripline.envs import prepare
 from gripline.rollout.actors import Decoding, EnvWorker, EpisodeStats, PolicyFailedError, PolicyServer
+from gripline.rollout.stats import RolloutStats
 from gripline.types import EpisodeRecord, EpisodeSpec
 
 MAX_TRIES = 3
@@ -46,30 +47,6 @@ class _Running:
     worker_index: int
     worker: Any
     trajectory: Any
-
-
-@dataclass
-class RolloutStats:
-    """What one rollout cost. Busy shares are over wall time and all workers."""
-
-    wall_s: float = 0.0
-    episodes: int = 0
-    env_steps: int = 0
-    reset_s: float = 0.0
-    step_s: float = 0.0
-    retries: int = 0
-
-    def metrics(self, num_workers: int) -> dict[str, float]:
-        """For the tracker: shares, rates and counts."""
-        wall_s = max(self.wall_s, 1e-9)
-        return {
-            "rollout/seconds": self.wall_s,
-            "rollout/episodes": float(self.episodes),
-            "rollout/env_steps": float(self.env_steps),
-            "rollout/env_steps_per_s": self.env_steps / wall_s,
-            "rollout/env_busy": (self.step_s + self.reset_s) / (wall_s * num_workers),
-            "rollout/retries": float(self.retries),
-        }
 
 
 @contextmanager
@@ -124,8 +101,8 @@ class RolloutEngine:
     """Environment workers and a policy server, ready to run lists of episodes; needs a Ray cluster (`ray_cluster`)."""
 
     def __init__(self, env: EnvConfig, policy_dir: str, *, num_workers: int, slots_per_worker: int) -> None:
-        prepare(env)
         self._env = env
+        self._renderer = prepare(env)
         self._slots = slots_per_worker
         self.num_workers = num_workers
         server = ray.remote(num_cpus=0, resources={"policy": 1}, max_concurrency=1000)(PolicyServer)
@@ -137,7 +114,7 @@ class RolloutEngine:
 
     def _start_worker(self) -> Any:
         worker = ray.remote(num_cpus=0, resources={"env": 1}, max_concurrency=self._slots + 1)(EnvWorker)
-        return worker.remote(self._env, self.policy, self._slots)
+        return worker.remote(self._env, self.policy, self._slots, self._renderer)
 
     def set_weights(self, weights: Any) -> None:
         """Weights by name (numpy arrays, or a reference to them) for every later episode."""
@@ -146,12 +123,14 @@ class RolloutEngine:
     def run(self, specs: list[EpisodeSpec], decoding: Decoding) -> Iterator[Finished]:
         """Run every spec exactly once and yield each as it ends, in no particular order.
 
-        An episode whose simulator or worker fails is tried again on another slot; after the last try it is recorded as
-        an infra error with the original message.
+        An episode whose simulator or worker fails goes to the end of the line; after the last try it is recorded as an
+        infra error with the original message. If nothing at all ends for long, workers that hang are replaced.
         """
         started = time.perf_counter()
         self.last = RolloutStats()
+        ray.get(self.policy.take_counters.remote())
         waiting = list(range(len(specs)))[::-1]
+        last_dispatch = started
         tries = [0] * len(specs)
         running: dict[Any, _Running] = {}
         for worker_index in list(range(self.num_workers)) * self._slots:
@@ -159,22 +138,25 @@ class RolloutEngine:
                 self._dispatch(worker_index, waiting.pop(), specs, decoding, running)
         while running:
             done_refs, _ = ray.wait(list(running), num_returns=1, timeout=EPISODE_TIMEOUT_S)
-            if not done_refs:
-                raise RuntimeError(
-                    f"{len(running)} episodes are running and none ended within {EPISODE_TIMEOUT_S:.0f} s"
-                )
+            if not done_refs:  # a simulator hangs: its worker is replaced like one that died
+                for hung in {id(episode.worker): episode.worker for episode in running.values()}.values():
+                    ray.kill(hung)
+                continue
             episode = running.pop(done_refs[0])
             finished = self._collect(done_refs[0], specs[episode.index], episode)
             if finished.record.error and tries[episode.index] + 1 < MAX_TRIES:
                 tries[episode.index] += 1
                 self.last.retries += 1
-                waiting.append(episode.index)
+                waiting.insert(0, episode.index)  # behind the others: not with the same neighbours again
             else:
                 self._count(finished)
                 yield finished
             if waiting:
                 self._dispatch(episode.worker_index, waiting.pop(), specs, decoding, running)
+                last_dispatch = time.perf_counter()
         self.last.wall_s = time.perf_counter() - started
+        self.last.tail_s = time.perf_counter() - last_dispatch
+        self.last.policy_busy_s, _ = ray.get(self.policy.take_counters.remote())
 
     def _dispatch(
         self, worker_index: int, index: int, specs: list[EpisodeSpec], decoding: Decoding, running: dict[Any, _Running]

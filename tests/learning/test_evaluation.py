@@ -83,6 +83,16 @@ def test_a_simulator_that_always_fails_is_an_infra_error_not_a_failure(tuned):
     assert "toy-green" in records[1].error and not records[1].success
 
 
+def test_a_policy_that_fails_in_the_middle_stops_the_run_at_once(tuned):
+    profile, _, splits, uri = tuned
+    too_long = splits.lists["iid"][0].model_copy(update={"instruction": "touch the red square " * 20})
+    with (
+        RolloutEngine(profile.env, uri, num_workers=1, slots_per_worker=1) as engine,
+        pytest.raises(RuntimeError, match="policy server failed"),
+    ):
+        list(engine.run([too_long], Decoding(greedy=True)))
+
+
 def test_a_policy_that_cannot_be_loaded_stops_the_run_at_once(tuned, tmp_path):
     with pytest.raises(ray.exceptions.RayError, match="no such checkpoint"):
         RolloutEngine(tuned[0].env, str(tmp_path / "nowhere"), num_workers=1, slots_per_worker=1)

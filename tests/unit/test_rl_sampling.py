@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.rl import state as state_files
-from components.rl.sampling import Cursor, draw_round, group_outcomes, noise_seed, select
+from components.rl.sampling import draw_round, group_outcomes, noise_seed, select
 from components.rl.state import RlState
 from gripline.config import RlConfig
 from gripline.errors import UserError
@@ -30,7 +30,7 @@ def _save_tensors(path: str) -> None:
 
 
 def test_members_share_the_initial_state_and_nothing_else():
-    specs = draw_round(_train(), Cursor({"task-0": 0, "task-1": 0}), RlConfig(groups_per_task=2, group_size=4), seed=1)
+    specs = draw_round(_train(), {"task-0": 0, "task-1": 0}, RlConfig(groups_per_task=2, group_size=4), seed=1)
     assert len(specs) == 2 * 2 * 4
     for first in range(0, len(specs), 4):
         group = specs[first : first + 4]
@@ -42,13 +42,13 @@ def test_members_share_the_initial_state_and_nothing_else():
 
 def test_rounds_go_on_where_the_last_one_stopped_and_noise_differs_after_a_wrap():
     train, config = _train(tasks=1, states=2), RlConfig(groups_per_task=2, group_size=2)
-    cursor = Cursor({"task-0": 0})
-    first = draw_round(train, cursor, config, seed=1)
-    second = draw_round(train, cursor, config, seed=1)
-    assert cursor.drawn == {"task-0": 4}
+    drawn = {"task-0": 0}
+    first = draw_round(train, drawn, config, seed=1)
+    second = draw_round(train, drawn, config, seed=1)
+    assert drawn == {"task-0": 4}
     assert [spec.init_seed for spec in first] == [spec.init_seed for spec in second]
     assert not {spec.noise_seed for spec in first} & {spec.noise_seed for spec in second}
-    resumed = draw_round(train, Cursor({"task-0": 2}), config, seed=1)
+    resumed = draw_round(train, {"task-0": 2}, config, seed=1)
     assert resumed == second
 
 
@@ -62,7 +62,7 @@ def test_noise_depends_on_every_part_of_the_name():
 def test_only_members_of_mixed_groups_are_learned_from(outcomes, failed):
     outcomes = outcomes[: len(outcomes) // 4 * 4]
     specs = draw_round(
-        _train(tasks=1), Cursor({"task-0": 0}), RlConfig(groups_per_task=len(outcomes) // 4, group_size=4), seed=0
+        _train(tasks=1), {"task-0": 0}, RlConfig(groups_per_task=len(outcomes) // 4, group_size=4), seed=0
     )
     success = {index: value for index, value in enumerate(outcomes) if index not in failed}
     chosen = select(group_outcomes(specs, success, 4), RlConfig(group_size=4, keep_success=(0.1, 0.9)))
@@ -106,7 +106,7 @@ def test_state_of_another_configuration_or_a_damaged_one_is_refused(tmp_path):
 
 
 def test_a_group_whose_simulators_failed_is_left_out():
-    specs = draw_round(_train(tasks=1), Cursor({"task-0": 0}), RlConfig(groups_per_task=1, group_size=4), seed=0)
+    specs = draw_round(_train(tasks=1), {"task-0": 0}, RlConfig(groups_per_task=1, group_size=4), seed=0)
     groups = group_outcomes(specs, {0: True}, 4)
     assert select(groups, RlConfig()) == []
     np.testing.assert_array_equal(groups[0].rewards_G, [1.0])
