@@ -3,6 +3,7 @@
 This module imports nothing heavy: a configuration error is answered before torch, Ray or MuJoCo are touched.
 """
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -170,6 +171,8 @@ class RlConfig(Section):
     entropy_coef: float = Field(default=0.0, ge=0)
     lr: float = Field(default=3e-4, gt=0, le=1)
     lr_final_fraction: float = Field(default=0.3, gt=0, le=1)
+    warmup_iterations: int = Field(default=5, ge=0)
+    """Adam's first steps have full length whatever the gradient; at full rate they undo a part of SFT."""
     weight_decay: float = Field(default=0.0, ge=0)
     epochs: int = Field(default=2, ge=1)
     minibatch_chunks: int = Field(default=256, ge=1)
@@ -240,10 +243,11 @@ class Profile(Section):
     @model_validator(mode="after")
     def _ood_lies_outside_of_training(self) -> Self:
         ood = self.splits.ood
-        if ood.camera_m <= self.variation.camera_m:
+        farthest_m = math.sqrt(2) * self.variation.camera_m  # training shifts fill a square, OOD shifts lie on a circle
+        if ood.camera_m <= farthest_m:
             raise ValueError(
                 f"splits.ood.camera_m {ood.camera_m} lies within variation.camera_m {self.variation.camera_m}: "
-                "an OOD shift must be larger than what training varies"
+                f"an OOD shift must be larger than what training varies, here {farthest_m:.3f}"
             )
         low, high = self.variation.light
         if low <= ood.light <= high:

@@ -50,8 +50,8 @@ ENVIRONMENT = threads.DEFAULTS | {
 }
 
 
-class Interrupted(BaseException):
-    """A signal asked us to stop. Not an Exception: nobody but the entry point handles it."""
+class Interrupted(KeyboardInterrupt):
+    """A signal asked us to stop. Before and after the graph runs, the command line's entry point handles it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")

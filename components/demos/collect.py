@@ -16,7 +16,6 @@ from gripline.envs import prepare
 from gripline.errors import UserError
 from gripline.splits import Splits, build_splits, draw_variation
 from gripline.stages import DemosStage
-from gripline.store import digest
 from gripline.types import EpisodeSpec, Perturbation
 
 TRIES_PER_DEMO = 3
@@ -51,7 +50,7 @@ def run(*, config: str, demos_path: str, checkpoint_uri: str) -> dict[str, Any]:
             progress.emit(
                 "demos", "advance", done=done, total=len(jobs), metrics={"failed": sum(f for *_, f in recorded)}
             )
-    demos = _assemble(recorded, digest(config), time.perf_counter() - started)
+    demos = _assemble(recorded, time.perf_counter() - started)
     demos.save(folder)
     return {"demonstrations": len(jobs), "frames": len(demos), "seconds": demos.facts["seconds"]}
 
@@ -108,7 +107,7 @@ def _env(config: EnvConfig) -> Any:
     return _ENVS[key]
 
 
-def _assemble(recorded: list[tuple[_Job, dict[str, np.ndarray], int]], source: str, seconds: float) -> DemoSet:
+def _assemble(recorded: list[tuple[_Job, dict[str, np.ndarray], int]], seconds: float) -> DemoSet:
     instructions = tuple(dict.fromkeys(job.candidates[0].instruction for job, *_ in recorded))
     lengths = [len(arrays["proprio_FP"]) for _, arrays, _ in recorded]
     texts = [instructions.index(job.candidates[0].instruction) for job, *_ in recorded]
@@ -122,7 +121,6 @@ def _assemble(recorded: list[tuple[_Job, dict[str, np.ndarray], int]], source: s
             "demonstrations": sum(not job.held_out for job, *_ in recorded),
             "held_out": sum(job.held_out for job, *_ in recorded),
             "failed_attempts": sum(failed for *_, failed in recorded),
-            "source": source,
             "seconds": seconds,
         },
     )

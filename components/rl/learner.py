@@ -109,8 +109,10 @@ class Learner:
         return {name: value / num_minibatches for name, value in sums.items()} | {"lr": lr, "chunks": float(len(batch))}
 
     def learning_rate(self, iteration: int) -> float:
-        """Cosine from lr to lr * lr_final_fraction over the run's iterations."""
+        """Linear warm-up, then cosine from lr to lr * lr_final_fraction over the run's iterations."""
         config = self._config
+        if iteration < config.warmup_iterations:
+            return config.lr * (iteration + 1) / (config.warmup_iterations + 1)
         share = min(iteration / max(config.iterations - 1, 1), 1.0)
         fraction = config.lr_final_fraction + (1 - config.lr_final_fraction) * 0.5 * (1 + math.cos(math.pi * share))
         return config.lr * fraction

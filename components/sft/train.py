@@ -30,7 +30,7 @@ def run(*, context: str, config: str, demos_path: str, checkpoint_uri: str) -> d
         return _hand_on(checkpoint_uri, stage)
     store = RunStore(run_context.run_dir)
     demos = DemoSet.load(Path(demos_path))
-    data_hash = digest(str(demos.facts["source"]))
+    data_hash = demos.content_hash
     fingerprint = digest(config, data_hash)
     finished = StageResult.find(store, "sft", fingerprint)
     if finished is not None:

@@ -3,6 +3,7 @@
 Shape letters: F frames (every view of a frame is a frame of its own), N H W C, P, K, A as in gripline.types.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -29,10 +30,10 @@ class DemoSet:
     instruction_F: np.ndarray
     """Index into `instructions`."""
     episode_F: np.ndarray
-    """Which demonstration a frame belongs to."""
+    """Which demonstration a frame belongs to; negative numbers are held out from training."""
     instructions: tuple[str, ...]
     facts: dict[str, str | int | float]
-    """Where it came from: number of demonstrations, failed attempts, hash of the specs."""
+    """Where it came from: number of demonstrations, failed attempts, seconds."""
 
     def __len__(self) -> int:
         return len(self.images_FNHWC)
@@ -42,6 +43,14 @@ class DemoSet:
         """The instruction of every frame."""
         return [self.instructions[index] for index in self.instruction_F]
 
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the frames and their texts; not of when and how fast they were recorded."""
+        sha = hashlib.sha256(json.dumps(self.instructions).encode())
+        for name in _ARRAYS:
+            sha.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        return sha.hexdigest()
+
     def save(self, folder: Path) -> None:
         """Write `demos.safetensors`, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +59,7 @@ class DemoSet:
         try:
             save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, partial, metadata=metadata)
             os.replace(partial, folder / FILE_NAME)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise UserError(str(folder), "", f"cannot be written: {error}", "free space and run again") from error
 

@@ -9,7 +9,7 @@ from gripline.errors import UserError
 RENDERERS = ("egl", "osmesa")
 """In the order in which they are tried."""
 VARIABLE = "MUJOCO_GL"
-PACKAGES = "libegl1 libgl1-mesa-dri libosmesa6"
+PACKAGES = "libegl1 libgl1-mesa-dri"
 _PROBE = "import mujoco; c = mujoco.GLContext(16, 16); c.make_current(); c.free()"
 _PROBE_TIMEOUT_S = 60.0
 
