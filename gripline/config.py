@@ -171,7 +171,7 @@ class RlConfig(Section):
     entropy_coef: float = Field(default=0.0, ge=0)
     lr: float = Field(default=3e-4, gt=0, le=1)
     lr_final_fraction: float = Field(default=0.3, gt=0, le=1)
-    warmup_iterations: int = Field(default=5, ge=0)
+    warmup_iterations: int = Field(default=3, ge=0)
     """Adam's first steps have full length whatever the gradient; at full rate they undo a part of SFT."""
     weight_decay: float = Field(default=0.0, ge=0)
     epochs: int = Field(default=2, ge=1)
