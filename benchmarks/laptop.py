@@ -17,7 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-VISUAL_AXES = ("camera", "light", "colour")
+from gripline.splits import VISUAL_AXES
+
 UNTUNED_SPLITS_SEED = 15485863
 """Of test lists that no choice in the profile was ever made on."""
 
