@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 EXTRAS := sim,rl,tracking,pipelines,dev
+DRAWS := $(BIN)/python -c 'from gripline.envs.gl import main; main()'
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo setup gl lint format test test-quick check compile bench clean
@@ -16,14 +17,14 @@ setup: .venv/ready ## virtual environment with pinned dependencies
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt pip uv
 	@# uv takes one minute where pip takes six; pip is the fallback where only pip is configured for the local index
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]' \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]' \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 gl: setup ## a software renderer, where none works yet
-	@$(BIN)/python -m gripline.envs.gl || { \
+	@$(DRAWS) || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -q && apt-get install -y -q libegl1 libgl1-mesa-dri && $(BIN)/python -m gripline.envs.gl; \
+	    apt-get update -q && apt-get install -y -q libegl1 libgl1-mesa-dri && $(DRAWS); \
 	  else echo "no renderer works; run: sudo apt-get install libegl1 libgl1-mesa-dri" >&2; exit 2; fi; }
 
 lint: setup ## style, types and the direction of imports
@@ -49,7 +50,8 @@ compile: setup ## write the compiled pipeline that is committed
 
 bench: setup gl ## the figures of docs/results.md, on an idle machine
 	$(BIN)/python benchmarks/envs.py --json build/envs.json
-	$(BIN)/python benchmarks/laptop.py --seeds 41 42 43 --json build/laptop.json
+	$(BIN)/python benchmarks/laptop.py --seeds 81 82 83 --json build/laptop.json
+	$(BIN)/python benchmarks/write_results.py build/laptop.json
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -5,11 +5,8 @@ answered at once. What is inside of the other files (weights, architecture, toke
 `gripline.policies.storage`.
 """
 
-import errno
 import hashlib
 import importlib.metadata
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from gripline.atomic import whole
 from gripline.config import EnvConfig
 from gripline.errors import UserError
 from gripline.types import EnvSpec
@@ -94,28 +92,16 @@ def checkpoint_hash(directory: Path) -> str:
 def new_checkpoint(directory: Path, manifest: Manifest) -> Iterator[Path]:
     """A folder to write a checkpoint's files into; on leaving, the manifest is added and all of it appears at once.
 
-    Files go to a temporary sibling, are fsynced and renamed, so `directory` is never half-written. Raises UserError
-    where `directory` exists already and where the disk is full or not writable; then nothing is left behind.
+    Raises UserError where `directory` exists already and where the disk is full or not writable; then nothing is left.
     """
     if directory.exists():
         raise UserError(str(directory), "", "exists already", "choose another directory or remove this one")
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole(directory) as temporary:
         temporary.mkdir()
         yield temporary
         hashes = {path.relative_to(temporary).as_posix(): file_hash(path) for path in _files(temporary)}
         text = manifest.model_copy(update={"files": hashes}).model_dump_json(indent=1)
         (temporary / MANIFEST_FILE).write_text(text, encoding="utf-8")
-        _sync_tree(temporary)
-        temporary.rename(directory)
-        _sync(directory.parent)
-    except OSError as error:
-        problem = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot write: {error}"
-        raise UserError(str(directory), "", problem, "free space or choose another directory") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -181,16 +167,3 @@ def _missing_manifest(directory: Path) -> UserError:
 
 def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
-
-
-def _sync_tree(directory: Path) -> None:
-    for path in (*directory.rglob("*"), directory):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

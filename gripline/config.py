@@ -146,18 +146,69 @@ class SftConfig(Section):
     threads: int = Field(default=2, ge=1)
 
 
+class RolloutConfig(Section):
+    """How episodes are run, in RL and in evaluation alike. None of it changes an episode, only how soon it is done."""
+
+    env_workers: int = Field(default=2, ge=1, le=4096)
+    """Processes that hold simulators; each asks Ray for one 'env'."""
+    slots_per_worker: int = Field(default=8, ge=1, le=4096)
+    """Episodes of one worker that act at the same time."""
+    spare_slots: int = Field(default=1, ge=0, le=4096)
+    """Further episodes of one worker that are reset ahead and wait with their first observation for a free slot."""
+    parallel_steps: int = Field(default=1, ge=1, le=4096)
+    """Simulators of one worker that run at the same time, each on a thread of its own. 1 for a simulator that keeps its
+    process busy, such as MuJoCo: then no thread is involved."""
+    policy_replicas: int = Field(default=1, ge=1, le=1024)
+    """Policy servers; each asks Ray for one 'policy'."""
+    layout: Literal["colocated", "disaggregated"] = "colocated"
+    """Do policy and simulators share cores or a GPU? 'colocated': a small batch takes time from the simulators, so the
+    policy waits for a worthwhile one. 'disaggregated': it serves whatever is ready the moment it is free."""
+    reset_timeout_s: float = Field(default=120.0, gt=0)
+    """A worker with a reset that takes longer is replaced, and its episodes are run again."""
+    step_timeout_s: float = Field(default=60.0, gt=0)
+    """The same for one action chunk."""
+    policy_timeout_s: float = Field(default=120.0, gt=0)
+    """A policy server that does not answer for so long is replaced."""
+    max_tries: int = Field(default=3, ge=1, le=100)
+    """After so many failures of its simulator an episode is recorded as an infrastructure error."""
+    fault_budget: int = Field(default=16, ge=0)
+    """Workers and policy servers lost and simulators that raised, per rollout; one more stops the run."""
+    trace_every: int = Field(default=8, ge=0)
+    """RL iterations between two recorded timelines; 0: none."""
+
+    @model_validator(mode="after")
+    def _threads_have_slots(self) -> Self:
+        slots = self.slots_per_worker + self.spare_slots
+        if self.parallel_steps > slots:
+            raise ValueError(f"parallel_steps {self.parallel_steps} exceeds the {slots} slots of a worker")
+        return self
+
+
 class RlConfig(Section):
     method: Literal["full", "lora"] = "full"
     lora: LoraConfig = LoraConfig()
     iterations: int = Field(default=40, ge=1)
     groups_per_task: int = Field(default=6, ge=1)
-    """Groups drawn per task and round."""
+    """Groups drawn per task and round, on average over tasks."""
+    allocation: Literal["equal", "adaptive"] = "equal"
+    """'adaptive': tasks whose groups were mixed lately get more of a round, those solved or out of reach get fewer."""
     min_mixed_groups: int = Field(default=6, ge=1)
     """Dynamic sampling draws further rounds until at least so many groups have mixed outcomes; all of them are used."""
     group_size: int = Field(default=8, ge=2)
     """Episodes from one initial state; their mean is the baseline, so one episode carries no signal."""
     max_rounds: int = Field(default=2, ge=1)
     """Dynamic sampling draws at most this many rounds of groups for an update."""
+    surplus: Literal["train", "keep", "drop"] = "train"
+    """Mixed groups beyond `min_mixed_groups`: 'train' on them too; 'keep' them for the next iterations, with the
+    log-probs of the policy that acted; 'drop' them, and cancel what still runs once it certainly cannot be used."""
+    max_staleness: int = Field(default=1, ge=1)
+    """Updates after which a kept group is too old to learn from."""
+    take: Literal["draw", "completion"] = "draw"
+    """Which mixed groups are used where there are more than enough: the first drawn, whatever the schedule, or those
+    complete first, which favours short episodes and is not the same on every machine."""
+    overlap: bool = False
+    """Roll out for the next update while the learner makes this one: the acting policy is then one update behind, which
+    the recorded log-probs correct. Iterations after a validation or a checkpoint start afresh."""
     keep_success: Range = (0.1, 0.9)
     """A group is used when its success rate lies within these bounds."""
     temperature: float = Field(default=1.6, gt=0)
@@ -182,8 +233,6 @@ class RlConfig(Section):
     keep_checkpoints: int = Field(default=2, ge=1)
     validate_every: int = Field(default=10, ge=1)
     """Iterations between greedy evaluations on the validation list; the best of them is handed on."""
-    env_workers: int = Field(default=2, ge=1, le=4096)
-    slots_per_worker: int = Field(default=8, ge=1, le=4096)
     learner_threads: int = Field(default=2, ge=1)
     logprob_tolerance: float = Field(default=1e-3, gt=0)
     """Before the first update: largest allowed gap between behaviour log-probs and the learner's own."""
@@ -193,12 +242,12 @@ class RlConfig(Section):
         low, high = self.keep_success
         if not 0 <= low < high <= 1:
             raise ValueError(f"keep_success: low {low} and high {high} must satisfy 0 <= low < high <= 1")
+        if not any(low <= successes / self.group_size <= high for successes in range(1, self.group_size)):
+            raise ValueError(f"keep_success: no success rate of {self.group_size} episodes lies within {low}…{high}")
         return self
 
 
 class EvalConfig(Section):
-    env_workers: int = Field(default=2, ge=1, le=4096)
-    slots_per_worker: int = Field(default=8, ge=1, le=4096)
     videos: int = Field(default=3, ge=0, le=20)
     """Episodes replayed for people to look at: a success and a failure of each kind first."""
     video_size_px: int = Field(default=320, ge=256, le=1024)
@@ -211,6 +260,8 @@ class PromoteConfig(Section):
     """The lower 95 % bound of RL - SFT on IID must exceed this."""
     ood_tolerance: float = Field(default=0.1, ge=0, le=1)
     """No OOD axis may fall by more than this."""
+    allow_indifferent: bool = False
+    """Promote also a policy that keeps its success with a black image or a wrong instruction."""
     gate_min_success: float = Field(default=0.02, ge=0, le=1)
     """RL does not start when the SFT policy's IID success lies below: a sparse reward would never be seen."""
     gate_max_success: float = Field(default=0.98, ge=0, le=1)
@@ -235,10 +286,21 @@ class Profile(Section):
     policy: PolicyConfig = PolicyConfig()
     demos: DemosConfig = DemosConfig()
     sft: SftConfig = SftConfig()
+    rollout: RolloutConfig = RolloutConfig()
     rl: RlConfig = RlConfig()
     eval: EvalConfig = EvalConfig()
     promote: PromoteConfig = PromoteConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _enough_groups_can_be_drawn(self) -> Self:
+        per_round = self.rl.groups_per_task * len(self.env.tasks)
+        if self.rl.min_mixed_groups > per_round * self.rl.max_rounds:
+            raise ValueError(
+                f"rl.min_mixed_groups {self.rl.min_mixed_groups} can never be reached: {self.rl.max_rounds} rounds of "
+                f"{per_round} groups are drawn; lower it, or raise rl.max_rounds or rl.groups_per_task"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ood_lies_outside_of_training(self) -> Self:

@@ -18,6 +18,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from gripline.atomic import write_whole
+from gripline.credentials import redacted, with_credentials
 from gripline.stages import RunContext
 
 CREATED_BY = "gripline.created_by"
@@ -35,7 +37,7 @@ class TrackingError(Exception):
     def for_user(self, tracking_uri: str) -> tuple[str, str, str, str]:
         """Arguments of a UserError."""
         next_step = "start the server, correct the URI, or leave tracking.uri empty for a local file"
-        return (tracking_uri, "tracking.uri", f"MLflow cannot be used: {self}", next_step)
+        return (redacted(tracking_uri), "tracking.uri", f"MLflow cannot be used: {self}", next_step)
 
 
 def connect(tracking_uri: str) -> Any:
@@ -53,7 +55,7 @@ def connect(tracking_uri: str) -> Any:
 
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        client = MlflowClient(tracking_uri)
+        client = MlflowClient(with_credentials(tracking_uri))
         client.search_experiments(max_results=1)
         return client
 
@@ -80,13 +82,17 @@ def end_run(client: Any, run_id: str, status: str) -> None:
             client.set_terminated(run_id, status)
 
 
-def log_metrics(client: Any, run_id: str, metrics: dict[str, float]) -> None:
-    """Numbers that are known only after the last stage; they replace what it logged under the same names."""
+def log_metrics(client: Any, run_id: str, metrics: dict[str, float]) -> str:
+    """Numbers that are known only after the last stage; they replace what it logged under the same names.
+
+    Returns the id of the run's experiment.
+    """
     from mlflow.entities import Metric
 
     time_ms = int(time.time() * 1000)
     with _tracking_errors():
         client.log_batch(run_id, metrics=[Metric(name, value, time_ms, 0) for name, value in metrics.items()])
+        return str(client.get_run(run_id).info.experiment_id)
 
 
 def ensure_child(client: Any, context: RunContext, stage: str) -> tuple[str, bool]:
@@ -220,7 +226,7 @@ def follow(spool: Path, target: Target, stage_is_alive: Callable[[float], bool])
         pause_s = POLL_S
         if content:
             done += len(content)
-            delivered.write_text(str(done))
+            write_whole(delivered, str(done))
     spool.unlink()
     delivered.unlink(missing_ok=True)
 
@@ -296,7 +302,7 @@ def _tracking_errors() -> Iterator[None]:
     except TrackingError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, requests and every artifact store raise errors of their own
-        text = " ".join(str(error).strip().split("\n")[0].split())
+        text = redacted(" ".join(str(error).strip().split("\n")[0].split()))
         raise TrackingError(text or type(error).__name__) from error
 
 

@@ -1,12 +1,11 @@
 """Which run a folder belongs to: the whole profile, and the checkpoint that the run starts from."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from gripline import profiles
+from gripline.atomic import write_whole
 from gripline.config import Profile
-from gripline.errors import UserError
 
 CHECKPOINT_FILE = "checkpoint.txt"
 PROFILE_FILE = "profile.yaml"
@@ -23,18 +22,8 @@ class RunInputs:
 
     def write(self, folder: Path) -> None:
         """Leave the record in a run folder, each file whole or not at all. Raises UserError where that fails."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, text in ((CHECKPOINT_FILE, self.checkpoint_uri), (PROFILE_FILE, profiles.dump(self.profile))):
-                temporary = folder / f".{name}.part"
-                with open(temporary, "w", encoding="utf-8") as sink:
-                    sink.write(text)
-                    sink.flush()
-                    os.fsync(sink.fileno())
-                temporary.replace(folder / name)
-        except OSError as error:
-            next_step = "free space or choose another folder"
-            raise UserError(str(folder), "", f"cannot be written: {error.strerror}", next_step) from error
+        write_whole(folder / CHECKPOINT_FILE, self.checkpoint_uri)
+        write_whole(folder / PROFILE_FILE, profiles.dump(self.profile))
 
     def difference(self, folder: Path) -> str:
         """The first thing in which the recorded run is another one; empty if none is recorded, or this one.

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from gripline.atomic import write_whole
+
 
 class MetricsLog:
     """Appends `{"step": …, name: value…}` lines to `metrics.jsonl`; a resumed stage first drops what it will redo."""
@@ -16,9 +18,7 @@ class MetricsLog:
     def rewind(self, step: int) -> None:
         """Forget rows at `step` and later, and a half-written last line."""
         rows = [row for row in read_metrics(self._path) if row["step"] < step]
-        temporary = self._path.with_suffix(".part")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(self._path)
+        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """One row."""

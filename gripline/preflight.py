@@ -2,6 +2,7 @@
 
 from pydantic import ValidationError
 
+from gripline import credentials
 from gripline.checkpoint import MANIFEST_FILE, Manifest, check_fits, read_manifest
 from gripline.config import Profile
 from gripline.envs.suites import env_spec
@@ -15,6 +16,7 @@ def check(profile: Profile, checkpoint_uri: str) -> Splits:
 
     Of a checkpoint in a remote store only the manifest is read; the SFT stage checks the rest. Raises UserError.
     """
+    credentials.refuse(profile.tracking.uri, "tracking.uri")
     spec = env_spec(profile.env)
     if checkpoint_uri:
         check_fits(_manifest(checkpoint_uri), spec, profile.env, where=checkpoint_uri)

@@ -12,6 +12,7 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
+from gripline.atomic import disk_errors, write_whole
 from gripline.errors import UserError
 from gripline.types import EpisodeRecord, EpisodeSpec
 
@@ -44,14 +45,12 @@ class ResultsWriter:
         """Add a finished episode; it outlives this process. Raises UserError when the disk does not take it."""
         if self._has_outcome(record.spec.key):
             raise ValueError(f"episode {record.spec.key} has a result already: each spec runs exactly once")
-        try:
+        with disk_errors(self._partial):
             if self._sink is None:
                 self._partial.parent.mkdir(parents=True, exist_ok=True)
                 self._sink = open(self._partial, "a", encoding="utf-8")  # noqa: SIM115  closed by finish and close
             self._sink.write(_line(record))
             self._sink.flush()
-        except OSError as error:
-            raise _cannot_write(self._partial, error) from error
         self._take([record])
 
     def finish(self, specs: Sequence[EpisodeSpec]) -> list[EpisodeRecord]:
@@ -84,19 +83,7 @@ class ResultsWriter:
 
 def write_results(path: str | Path, records: Sequence[EpisodeRecord]) -> None:
     """Write all records in the order given, whole or not at all. Raises UserError when the disk does not take them."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as sink:
-            sink.writelines(_line(record) for record in records)
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
-        raise _cannot_write(target, error) from error
+    write_whole(Path(path), "".join(_line(record) for record in records))
 
 
 def read_results(path: str | Path, specs: Sequence[EpisodeSpec] | None = None) -> list[EpisodeRecord]:
@@ -168,9 +155,3 @@ def _check_same_episodes(found: Sequence[str], expected: Sequence[str], where: s
     if missing:
         problem = f"{len(missing)} of {len(expected)} episodes are missing, the first is number {missing[0] + 1}"
         raise UserError(where, "", problem, _RERUN)
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(
-        str(path), "", f"cannot be written: {error.strerror}", "free disk space or fix permissions, then rerun"
-    )

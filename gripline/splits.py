@@ -7,7 +7,6 @@ same episodes; the train and validation lists depend on the run's seed too and a
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from pydantic import ValidationError
 
+from gripline.atomic import write_whole
 from gripline.config import EnvConfig, SplitsConfig, VariationConfig
 from gripline.envs.suites import swapped_instruction, task_info
 from gripline.errors import UserError
@@ -54,9 +54,7 @@ class Splits:
                 for name in self.NAMES
             },
         }
-        temporary = Path(f"{path}.part")
-        temporary.write_text(json.dumps(body), encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(Path(path), json.dumps(body))
 
     @classmethod
     def read(cls, path: str | Path) -> "Splits":

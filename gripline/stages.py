@@ -12,6 +12,7 @@ from gripline.config import (
     PolicyConfig,
     PromoteConfig,
     RlConfig,
+    RolloutConfig,
     Section,
     SftConfig,
     SplitsConfig,
@@ -69,6 +70,7 @@ class EvalStage(Section):
     """An evaluation of either policy."""
 
     env: EnvConfig
+    rollout: RolloutConfig
     eval: EvalConfig
     seed: int
 
@@ -77,6 +79,7 @@ class RlStage(Section):
     """Reinforcement learning."""
 
     env: EnvConfig
+    rollout: RolloutConfig
     rl: RlConfig
     seed: int
 

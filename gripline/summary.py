@@ -4,12 +4,12 @@ The episodes of both policies are counted per task and split, compared pairwise,
 instruction. Only counting happens here; the statistics are in `gripline.statistics`, tables in `gripline.tables`.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gripline.atomic import write_whole
 from gripline.config import PromoteConfig
 from gripline.errors import UserError
 from gripline.statistics import holm, paired_comparison, wilson_interval
@@ -220,7 +220,8 @@ def indifference_warnings(policy: PolicySummary, threshold: float) -> list[str]:
 def promotion_decision(
     rl: PolicySummary, paired: Paired, config: PromoteConfig, indifference_threshold: float
 ) -> Decision:
-    """Every rule must hold: a sure gain on IID, no OOD axis that falls too far, and a policy that sees and reads.
+    """Every rule must hold: a sure gain on IID, no OOD axis that falls too far, and a policy that sees and reads (or
+    the configuration's word that it need not).
 
     Each reason begins with ✓ or ✗.
     """
@@ -234,7 +235,8 @@ def promotion_decision(
     if paired.ood and not fallen:
         rules.append((True, f"OOD: no axis falls by more than {config.ood_tolerance}"))
     indifferent = indifference_warnings(rl, indifference_threshold)
-    rules += [(False, f"inputs: {text}") for text in indifferent]
+    note = " (allowed by promote.allow_indifferent)" if config.allow_indifferent else ""
+    rules += [(config.allow_indifferent, f"inputs: {text}{note}") for text in indifferent]
     if any(rate.intact for rate in rl.ablations.values()) and not indifferent:
         left = f"at most {indifference_threshold:.0%} of its success is left"
         rules.append((True, f"inputs: {left} with a black image or a wrong instruction"))
@@ -244,12 +246,7 @@ def promotion_decision(
 
 def write_summary(path: str | Path, summary: Summary) -> None:
     """Write summary.json, whole or not at all."""
-    temporary = Path(f"{path}.part")
-    with open(temporary, "w", encoding="utf-8") as sink:
-        sink.write(summary.model_dump_json(indent=1) + "\n")
-        sink.flush()
-        os.fsync(sink.fileno())
-    os.replace(temporary, path)
+    write_whole(Path(path), summary.model_dump_json(indent=1) + "\n")
 
 
 def read_summary(path: str | Path) -> Summary:

@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from gripline import progress
+from gripline import credentials, progress
 from gripline.errors import UserError
 from gripline.stages import RunContext
-from gripline.store import is_local
+from gripline.store import RunStore, is_local
 
 SPOOL_FOLDER = "mlflow-spool"
 FLUSH_TIMEOUT_S = 600.0
@@ -34,8 +34,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def default_tracking_uri(configured: str, runs_dir: str | Path) -> str:
-    """The configured URI, else MLFLOW_TRACKING_URI, else an SQLite file beside the run directories."""
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI", "")
+    """The configured URI, else MLFLOW_TRACKING_URI (without a password), else an SQLite file beside the run folders."""
+    uri = configured or credentials.redacted(os.environ.get(credentials.VARIABLE, ""))
     return uri or f"sqlite:///{Path(runs_dir).resolve() / 'mlflow.db'}"
 
 
@@ -62,12 +62,16 @@ def end_parent(tracking_uri: str, parent_run_id: str, status: Status) -> None:
         delivery.end_run(delivery.connect(tracking_uri), parent_run_id, status)
 
 
-def log_costs(tracking_uri: str, parent_run_id: str, metrics: Mapping[str, float]) -> None:
-    """Metrics of the parent run that only a front end can measure, after the last stage. Raises UserError."""
+def log_costs(tracking_uri: str, parent_run_id: str, metrics: Mapping[str, float]) -> str:
+    """Metrics of the parent run that only a front end can measure, after the last stage; returns its page.
+
+    That is the list of all runs, as the part of an address that follows the server's. Raises UserError.
+    """
     from gripline import delivery
 
     with _one_line(tracking_uri):
-        delivery.log_metrics(delivery.connect(tracking_uri), parent_run_id, dict(metrics))
+        experiment_id = delivery.log_metrics(delivery.connect(tracking_uri), parent_run_id, dict(metrics))
+    return f"/#/experiments/{experiment_id}?workflowType=machine_learning"  # without it, MLflow 3 shows a GenAI page
 
 
 @contextmanager
@@ -92,7 +96,8 @@ class Tracker:
 
     def __init__(self, context: RunContext, stage: str) -> None:
         self._stage = stage
-        self._spool = _new_spool(context, stage)
+        self._store = RunStore(context.run_dir)
+        self._spool = _new_spool(self._store, stage)
         self._sink = open(self._spool, "a", encoding="utf-8")  # noqa: SIM115  closed by close()
         # Held until both this process and the delivery are gone, so that no one else takes the file for an orphan.
         fcntl.flock(self._sink, fcntl.LOCK_EX)
@@ -182,6 +187,7 @@ class Tracker:
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._listener.join()
+        self._store.push(SPOOL_FOLDER)
         if self._process.returncode not in (0, 2):
             self._warn("not everything reached MLflow")
 
@@ -218,7 +224,7 @@ class Tracker:
             self._answered.set()
 
     def _warn(self, text: str) -> None:
-        kept = f"kept in {self._spool.parent} and delivered by the next stage or rerun"
+        kept = f"kept in {self._store.uri}/{SPOOL_FOLDER} and delivered by the next stage or rerun"
         progress.emit(self._stage, "warn", text=f"{text}; the run goes on, its record is {kept}")
 
     def _temporary(self, name: str) -> Path:
@@ -242,11 +248,9 @@ def flatten(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _new_spool(context: RunContext, stage: str) -> Path:
-    """A file of its own for each attempt, whose name sorts by time."""
-    local = is_local(context.run_dir)
-    root = Path(context.run_dir.removeprefix("file://")) if local else Path(tempfile.mkdtemp(prefix="gripline-"))
-    folder = root / SPOOL_FOLDER
+def _new_spool(store: RunStore, stage: str) -> Path:
+    """A file of its own for each attempt, whose name sorts by time, beside what earlier stages could not deliver."""
+    folder = store.pull(SPOOL_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{time.time_ns()}-{stage}.jsonl"
 

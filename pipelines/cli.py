@@ -71,8 +71,31 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--namespace", default="", help="yours, on a multi-user installation")
     submit.add_argument("--run-name", metavar="NAME", help="folder below --store; one that exists is continued")
 
+    trace = add("trace", _trace, "draw the timeline of an RL iteration: simulators and policy")
+    trace.add_argument("run", type=Path, metavar="RUN", help="folder of a run, such as runs/laptop-1")
+    trace.add_argument("--iteration", type=int, metavar="N", help="default: the newest one recorded")
+    trace.add_argument("--out", type=Path, metavar="DIR", help="default: beside the recording, RUN/rl/trace")
+
+    import_ = add("import", _import, "make a checkpoint from a published OpenVLA-OFT one")
+    import_.add_argument("source", type=Path, metavar="DIR", help="with config.json, weights, statistics, tokenizer")
+    import_.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT", help="directory to write")
+    import_.add_argument("--dataset", required=True, metavar="NAME", help="whose statistics to use, such as libero_10")
+    import_.add_argument("--suite", required=True, metavar="NAME", help="environment that it acts in")
+    import_.add_argument("--camera", action="append", required=True, metavar="NAME", help="repeatable, in order")
+    import_.add_argument("--bounds", choices=("q01_q99", "min_max"), default="q01_q99", help="which statistics")
+    import_.add_argument("--proprio", action="store_true", help="with the proprioception projector")
+    import_.add_argument("--chunk", type=_positive, default=8, metavar="K", help="actions in a chunk; default: 8")
+    import_.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
+
     add("doctor", _doctor, "say what of this machine is usable")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
 
 
 def _add_inputs(command: argparse.ArgumentParser) -> None:
@@ -142,10 +165,14 @@ def _submit(options: argparse.Namespace) -> int:
     from gripline import profiles
 
     profile = profiles.load(options.profile, options.overrides, options.seed)
-    from gripline import preflight
+    from gripline import credentials, preflight
     from gripline.store import is_local
 
-    preflight.check(profile, "" if is_local(options.checkpoint) else options.checkpoint)
+    credentials.refuse(options.tracking or "", "--tracking")
+    if options.checkpoint and is_local(options.checkpoint):
+        next_step = "copy the checkpoint to a store and give its address, such as s3://bucket/checkpoint"
+        raise UserError(options.checkpoint, "--from", "is no address that a pod can read", next_step)
+    preflight.check(profile, options.checkpoint)
     from pipelines.submit import TOKEN_VARIABLE, Server, submit
 
     arguments = {
@@ -164,6 +191,35 @@ def _submit(options: argparse.Namespace) -> int:
         arguments={name: value for name, value in arguments.items() if value},
     )
     print(address)
+    return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    """Draw what every simulator slot and policy server did in a recorded RL iteration, as a PNG and an HTML page."""
+    from pipelines.trace import show
+
+    for name, path in show(options.run, options.iteration, options.out):
+        print(f"{name}: {path}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    """Make a checkpoint that `--from` takes of a published OpenVLA-OFT one, whose discrete token head was trained.
+
+    Cameras, chunk length and environment are not in the published files; they must be those of its training.
+    """
+    from gripline.policies.importing import Purpose, import_openvla
+
+    purpose = Purpose(
+        dataset=options.dataset,
+        suite=options.suite,
+        cameras=options.camera,
+        bounds=options.bounds,
+        use_proprio=options.proprio,
+        num_actions=options.chunk,
+        dtype=options.dtype,
+    )
+    print(f"{options.out}  {import_openvla(options.source, options.out, purpose)}")
     return 0
 
 

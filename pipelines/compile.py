@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gripline.atomic import whole
 from gripline.errors import UserError
 
 COMPILED = Path(__file__).with_name("post_training.yaml")
@@ -16,7 +17,5 @@ def compile_pipeline(out: Path) -> None:
 
     from pipelines.post_training import post_training
 
-    try:
-        compiler.Compiler().compile(post_training, str(out))
-    except OSError as error:
-        raise UserError(str(out), "--out", f"cannot be written: {error.strerror}", "choose another file") from error
+    with whole(out) as temporary:
+        compiler.Compiler().compile(post_training, str(temporary))

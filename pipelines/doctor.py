@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from gripline.credentials import VARIABLE, redacted
+
 TIMEOUT_S = 3.0
 Finding = tuple[bool, str]
 """Whether it is usable, and what was found."""
@@ -66,7 +68,7 @@ def _ray() -> Finding:
 
 
 def _mlflow() -> Finding:
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = redacted(os.environ.get(VARIABLE, ""))
     if uri.startswith("http"):
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_S).close()
         return True, f"{_version('mlflow')}, {uri} answers"

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from gripline.config import RolloutConfig
 from pipelines import processes
 
 POST_TRAINING = "pipelines.post_training:post_training"
@@ -30,8 +31,8 @@ class GraphJob(BaseModel):
     """'module:function' of the `@dsl.pipeline`."""
     arguments: dict[str, str | int]
     artifacts: Path
-    ray_env_workers: int = 0
-    """Room for environment workers in the Ray cluster that all steps share; 0: steps see to theirs."""
+    shared_ray: RolloutConfig | None = None
+    """What the Ray cluster that all steps share has room for; None: steps see to theirs."""
     scratch: Path
     """Temporary files of all steps. The front end removes it, and so does this process when the front end is gone."""
 
@@ -54,8 +55,8 @@ def main() -> None:
 def _run(job: GraphJob) -> None:
     from kfp import local
 
-    if job.ray_env_workers:
-        threading.Thread(target=_start_ray, args=(job.ray_env_workers,), daemon=True).start()
+    if job.shared_ray:
+        threading.Thread(target=_start_ray, args=(job.shared_ray,), daemon=True).start()
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=str(job.artifacts),
@@ -68,14 +69,14 @@ def _run(job: GraphJob) -> None:
     pipeline(**job.arguments)
 
 
-def _start_ray(num_env_workers: int) -> None:
+def _start_ray(config: RolloutConfig) -> None:
     """One Ray cluster for all steps, started while the first ones need none: a start takes ten seconds on two cores.
 
     Steps that begin earlier, or after a failure here, start their own.
     """
-    from gripline.rollout.engine import start_local_cluster
+    from gripline.rollout.cluster import start_local_cluster
 
-    os.environ["RAY_ADDRESS"] = start_local_cluster(num_env_workers=num_env_workers)
+    os.environ["RAY_ADDRESS"] = start_local_cluster(config)
     threading.Event().wait()  # for ever: the kernel ends Ray's daemons with the thread that started them
 
 

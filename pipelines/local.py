@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from gripline import progress, threads
+from gripline.config import RolloutConfig
 from gripline.errors import UserError
 from gripline.inputs import RunInputs
 from gripline.profiles import dump
@@ -116,7 +117,7 @@ def _run_graph(
                 pipeline=pipeline,
                 arguments=arguments,
                 artifacts=artifacts,
-                ray_env_workers=_shared_ray_workers(inputs, pipeline),
+                shared_ray=_shared_ray(inputs, pipeline),
                 scratch=Path(scratch),
             )
             assert child.stdin is not None
@@ -134,11 +135,11 @@ def _run_graph(
         return child.returncode
 
 
-def _shared_ray_workers(inputs: RunInputs, pipeline: str) -> int:
-    """How many environment workers the steps share a Ray cluster for; 0 where the user has one, or no step needs it."""
+def _shared_ray(inputs: RunInputs, pipeline: str) -> RolloutConfig | None:
+    """What the steps share a Ray cluster for; None where the user has one, or no step needs it."""
     if pipeline != POST_TRAINING or "RAY_ADDRESS" in os.environ:
-        return 0
-    return max(inputs.profile.rl.env_workers, inputs.profile.eval.env_workers)
+        return None
+    return inputs.profile.rollout
 
 
 @contextmanager
@@ -200,17 +201,15 @@ def _finish(folder: RunFolder, console: Console) -> None:
     for warning in summary.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     costs = f"{summary.seconds.total:.0f} s, peak memory {summary.peak_memory_mb / 1024:.1f} GB"
-    for label, text in (
-        ("costs", costs),
-        ("report", _shown(folder.path / REPORT_FILE)),
-        ("MLflow", _mlflow_command(context)),
-    ):
+    for label, text in (("costs", costs), ("report", _shown(folder.path / REPORT_FILE))):
         console.print(f"{label + ':':<8}{text}", highlight=False, soft_wrap=True)
     measured = {name: value for name, value in final_metrics(summary).items() if name.startswith("run/")}
+    page = ""
     try:
-        log_costs(context.tracking_uri, context.parent_run_id, measured)
+        page = log_costs(context.tracking_uri, context.parent_run_id, measured)
     except UserError as error:  # the result is there and shown; a tracker that is gone by now takes nothing away
         print(f"gripline: warning: {error.line}", file=sys.stderr)
+    console.print(f"MLflow: {_mlflow_address(context.tracking_uri, page)}", highlight=False, soft_wrap=True)
 
 
 def _complete_summary(folder: RunFolder) -> "Summary":
@@ -265,12 +264,13 @@ def _context(folder: RunFolder) -> RunContext:
     return RunContext.model_validate_json((folder.path / CONTEXT_FILE).read_text(encoding="utf-8"))
 
 
-def _mlflow_command(context: RunContext) -> str:
-    if context.tracking_uri.startswith(("http://", "https://")):
-        return f"{context.tracking_uri}, experiment {context.experiment!r}"
+def _mlflow_address(tracking_uri: str, page: str) -> str:
+    """Where the runs can be looked at; of a local file, first the command that shows it."""
+    if tracking_uri.startswith(("http://", "https://")):
+        return tracking_uri.rstrip("/") + page
     beside = Path(sys.executable).with_name("mlflow")
     command = "mlflow" if shutil.which("mlflow") == str(beside) else _shown(beside)
-    return f"{command} ui --workers 1 --backend-store-uri {context.tracking_uri}"
+    return f"{command} ui --workers 1 --backend-store-uri {tracking_uri}\n        then http://127.0.0.1:5000{page}"
 
 
 def _shown(path: Path) -> str:

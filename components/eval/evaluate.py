@@ -90,15 +90,12 @@ def _run_episodes(
     section: EvalStage, directory: Path, todo: list[EpisodeSpec], writer: ResultsWriter, name: str, total: int
 ) -> None:
     from gripline.rollout.actors import Decoding
-    from gripline.rollout.engine import RolloutEngine, ray_cluster
+    from gripline.rollout.cluster import ray_cluster
+    from gripline.rollout.engine import standard_engine
 
     progress.emit(name, "note", text="starting Ray actors")
-    workers, slots = section.eval.env_workers, section.eval.slots_per_worker
     seen: list[EpisodeRecord] = []
-    with (
-        ray_cluster(num_env_workers=workers),
-        RolloutEngine(section.env, str(directory), num_workers=workers, slots_per_worker=slots) as engine,
-    ):
+    with ray_cluster(section.rollout), standard_engine(section.env, str(directory), section.rollout) as engine:
         for episode in engine.run(todo, Decoding(greedy=True)):
             writer.append(episode.record)
             seen.append(episode.record)

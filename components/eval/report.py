@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from components.eval import plots
 from components.eval.videos import Video
 from gripline import tables
-from gripline.errors import UserError
+from gripline.atomic import write_whole
 from gripline.summary import Difference, Rate, Summary
 
 
@@ -37,8 +37,8 @@ def write_report(data: ReportData, html_path: str | Path, markdown_path: str | P
     Raises UserError when the disk does not take the files.
     """
     drawn = figures(data)
-    _write(Path(html_path), render_html(data, drawn))
-    _write(Path(markdown_path), tables.markdown(data.summary))
+    write_whole(Path(html_path), render_html(data, drawn))
+    write_whole(Path(markdown_path), tables.markdown(data.summary))
     return drawn
 
 
@@ -88,11 +88,11 @@ def _facts(data: ReportData) -> dict[str, str]:
     seconds = summary.seconds
     facts = {
         "profile": f"{summary.profile}, seed {summary.seed}",
-        "total time": _duration(seconds.total),
         "demonstrations": _duration(seconds.demos),
         "SFT": _duration(seconds.sft),
         "RL": _duration(seconds.rl),
         "both evaluations": _duration(seconds.eval),
+        "these stages together": _duration(seconds.total),
         "control steps in RL": f"{summary.env_steps:,}",
         "MLflow run": summary.mlflow_run_id,
     }
@@ -120,13 +120,3 @@ def _difference_bar(paired: Difference) -> dict[str, float]:
     """The same on a track from -1 to 1."""
     low, high = ((bound + 1) / 2 for bound in paired.ci95)
     return {"left": 100 * low, "width": 100 * (high - low), "value": 50 * (paired.difference + 1)}
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(str(path), "", f"cannot be written: {error.strerror}", "free disk space, then rerun") from error

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gripline import progress
+from gripline.atomic import whole
 from gripline.config import EnvConfig
 from gripline.envs import make_env
 from gripline.errors import UserError
@@ -161,11 +162,10 @@ def write_gif(path: Path, pictures: Sequence[Image.Image], *, frame_s: float) ->
     palette = montage.quantize(255, method=Image.Quantize.FASTOCTREE)
     frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     duration_ms = [round(1000 * frame_s)] * (len(frames) - 1) + [round(1000 * LAST_FRAME_S)]
-    temporary = path.with_name(f".{path.name}.part")
-    frames[0].save(
-        temporary, format="GIF", save_all=True, append_images=frames[1:], duration=duration_ms, loop=0, disposal=1
-    )
-    temporary.replace(path)
+    with whole(path) as temporary:
+        frames[0].save(
+            temporary, format="GIF", save_all=True, append_images=frames[1:], duration=duration_ms, loop=0, disposal=1
+        )
 
 
 def _over_tasks(records: Sequence[EpisodeRecord], skip: int = 0) -> list[EpisodeRecord]:

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from gripline import preflight, profiles
+from gripline import credentials, preflight, profiles
+from gripline.atomic import write_whole
 from gripline.config import Profile
 from gripline.errors import UserError
 from gripline.inputs import CHECKPOINT_FILE, PROFILE_FILE, RunInputs
@@ -39,6 +40,7 @@ def run(
     """
     config = profiles.load(profile, seed=seed if seed >= 0 else None)
     splits = preflight.check(config, checkpoint_uri)
+    credentials.refuse(tracking_uri, "tracking_uri")
     if not store_uri:
         raise UserError("pipeline", "store_uri", "is empty", "name a folder or bucket, such as s3://bucket/runs")
     name = run_name or job_id
@@ -63,7 +65,7 @@ def run(
         seed=config.seed,
         split_hashes=splits.hashes,
     )
-    (store.local / CONTEXT_FILE).write_text(context.model_dump_json(indent=1), encoding="utf-8")
+    write_whole(store.local / CONTEXT_FILE, context.model_dump_json(indent=1))
     store.push(CONTEXT_FILE)
     return _sections(config, context)
 
@@ -82,8 +84,8 @@ def _sections(profile: Profile, context: RunContext) -> Plan:
         context,
         demos,
         SftStage(env=env, policy=profile.policy, sft=profile.sft, seed=seed),
-        EvalStage(env=env, eval=profile.eval, seed=seed),
-        RlStage(env=env, rl=profile.rl, seed=seed),
+        EvalStage(env=env, rollout=profile.rollout, eval=profile.eval, seed=seed),
+        RlStage(env=env, rollout=profile.rollout, rl=profile.rl, seed=seed),
         PromoteStage(env=env, promote=profile.promote, eval=profile.eval),
     )
     return Plan(*(section.model_dump_json() for section in sections))
@@ -99,18 +101,11 @@ def _tracking_uri(configured: str, store_uri: str) -> str:
 
 def _claim(store: RunStore, inputs: RunInputs) -> None:
     """Leave the run's inputs in its folder, which proves that it can be written; refuse that of another run."""
-    try:
-        for name in (CHECKPOINT_FILE, PROFILE_FILE):
-            store.pull(name)
-        difference = inputs.difference(store.local)
-        if difference:
-            problem = f"is a run of other inputs: {difference}"
-            raise UserError(store.uri, "run_name", problem, "choose another run_name")
-        inputs.write(store.local)
-        for name in (CHECKPOINT_FILE, PROFILE_FILE):
-            store.push(name)
-    except UserError:
-        raise
-    except Exception as error:  # every fsspec driver has errors of its own; all of them mean: this store cannot be used
-        problem = f"cannot be read and written: {' '.join(str(error).split())[:200] or type(error).__name__}"
-        raise UserError(store.uri, "store_uri", problem, "check the address, its credentials and the driver") from error
+    for name in (CHECKPOINT_FILE, PROFILE_FILE):
+        store.pull(name)
+    difference = inputs.difference(store.local)
+    if difference:
+        raise UserError(store.uri, "run_name", f"is a run of other inputs: {difference}", "choose another run_name")
+    inputs.write(store.local)
+    for name in (CHECKPOINT_FILE, PROFILE_FILE):
+        store.push(name)

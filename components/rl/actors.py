@@ -21,18 +21,21 @@ class LearnerActor:
         self._config = config
         self._learner = Learner(self._policy_dir, config, seed=seed)
 
-    def update(self, trajectories: list[Any], advantages: list[float], iteration: int) -> dict[str, float]:
+    def update(
+        self, trajectories: list[Any], advantages: list[float], iteration: int, *, num_old: int
+    ) -> dict[str, float]:
         """One update from trajectory references, or {"refused": gap}: before this process's first update the behaviour
-        log-probs must agree with the learner's own."""
+        log-probs must agree with the learner's own, but for the first `num_old`, which an earlier policy acted out."""
         import ray
 
-        batch = self._learner.batch(ray.get(trajectories), advantages)
-        if self._learner.has_updated:
-            return self._learner.update(batch, iteration=iteration)
-        gap = self._learner.logprob_gap(batch)
-        if not gap <= self._config.logprob_tolerance:  # NaN too
-            return {"refused": gap}
-        return self._learner.update(batch, iteration=iteration) | {"logprob_gap": gap}
+        episodes = ray.get(trajectories)
+        metrics: dict[str, float] = {}
+        if not self._learner.has_updated and num_old < len(episodes):
+            gap = self._learner.logprob_gap(self._learner.batch(episodes[num_old:], advantages[num_old:]))
+            if not gap <= self._config.logprob_tolerance:  # NaN too
+                return {"refused": gap}
+            metrics["logprob_gap"] = gap
+        return self._learner.update(self._learner.batch(episodes, advantages), iteration=iteration) | metrics
 
     def weights(self) -> dict[str, np.ndarray]:
         """Full weights for the policy servers."""

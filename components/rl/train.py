@@ -5,19 +5,18 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from components.rl.sampler import Sampled, Sampler
+from components.rl.state import ExperienceGroup, RlState
 from gripline import __version__, progress
 from gripline.checkpoint import checkpoint_hash
 from gripline.errors import UserError
 from gripline.metrics import MetricsLog
-from gripline.rollout.stats import RolloutStats
 from gripline.splits import Splits
 from gripline.stages import RlStage, RunContext
 from gripline.store import RunStore, StageResult, digest, fetch
-from gripline.types import EpisodeSpec
 
 STARVING_LIMIT = 3
 
@@ -27,7 +26,7 @@ def run(*, context: str, config: str, policy_uri: str, splits_path: str) -> dict
     run_context = RunContext.model_validate_json(context)
     stage = RlStage.model_validate_json(config)
     store = RunStore(run_context.run_dir)
-    fingerprint = digest(config, checkpoint_hash(fetch(policy_uri)))
+    fingerprint = digest(config, checkpoint_hash(fetch(policy_uri)), *Splits.read(splits_path).hashes.values())
     finished = StageResult.find(store, "rl", fingerprint)
     if finished is not None:
         progress.emit("rl", "note", text="already finished, kept")
@@ -41,6 +40,8 @@ def run(*, context: str, config: str, policy_uri: str, splits_path: str) -> dict
         trainer = Trainer(stage, run_context, store, policy_dir, Splits.read(splits_path), fingerprint, log)
         with _actors(stage, policy_dir) as (engine, learner):
             outputs = trainer.train(engine, learner)
+        for path in trainer.timeline():
+            tracker.log_artifact(path)
         tracker.log_metrics({"best_validation_success": outputs["validation_success"]}, stage.rl.iterations)
     return StageResult(fingerprint=fingerprint, outputs=outputs).write(store, "rl")
 
@@ -51,42 +52,19 @@ def _actors(stage: RlStage, policy_dir: str) -> Iterator[tuple[Any, Any]]:
     import ray
 
     from components.rl.actors import LearnerActor
-    from gripline.rollout.engine import RolloutEngine, ray_cluster
+    from gripline.rollout.cluster import ray_cluster
+    from gripline.rollout.engine import standard_engine
 
     progress.emit("rl", "note", text="starting Ray actors")
-    workers, slots = stage.rl.env_workers, stage.rl.slots_per_worker
-    with ray_cluster(num_env_workers=workers):
+    with ray_cluster(stage.rollout, learners=1):
         learner = ray.remote(num_cpus=0, resources={"learner": 1})(LearnerActor).remote(
             policy_dir, stage.rl, stage.seed
         )
         try:
-            with RolloutEngine(stage.env, policy_dir, num_workers=workers, slots_per_worker=slots) as engine:
+            with standard_engine(stage.env, policy_dir, stage.rollout) as engine:
                 yield engine, learner
         finally:
             ray.kill(learner)
-
-
-@dataclass
-class Sampled:
-    """What the rounds of one iteration brought: references and advantages of the episodes to learn from."""
-
-    trajectories: list[Any] = field(default_factory=list)
-    advantages: list[float] = field(default_factory=list)
-    episodes: int = 0
-    successes: int = 0
-    groups: int = 0
-    mixed: int = 0
-    rounds: int = 0
-    rollouts: list[RolloutStats] = field(default_factory=list)
-
-    def metrics(self, num_workers: int) -> dict[str, float]:
-        """Sampling figures of the iteration."""
-        return {
-            "train/success": self.successes / max(self.episodes, 1),
-            "train/mixed_groups": float(self.mixed),
-            "train/groups": float(self.groups),
-            "train/rounds": float(self.rounds),
-        } | RolloutStats.total(self.rollouts).metrics(num_workers)
 
 
 class Trainer:
@@ -102,43 +80,45 @@ class Trainer:
         fingerprint: str,
         log: MetricsLog,
     ) -> None:
-        from components.rl.state import RlState
-
-        self._config, self._seed, self._env = stage.rl, stage.seed, stage.env
+        self._config, self._seed, self._env, self._rollout = stage.rl, stage.seed, stage.env, stage.rollout
         self._context, self._store, self._policy_dir = context, store, policy_dir
         self._log = log
         self._folder: Path = store.local / "rl" / "state"
-        self._train: dict[str, list[EpisodeSpec]] = {
-            task: [spec for spec in splits.lists["train"] if spec.task == task] for task in stage.env.tasks
-        }
+        self.trace_folder: Path = store.local / "rl" / "trace"
+        self._train = {task: [spec for spec in splits.lists["train"] if spec.task == task] for task in stage.env.tasks}
         self._val = splits.lists["val"]
-        self.state = RlState(fingerprint=fingerprint, drawn=dict.fromkeys(stage.env.tasks, 0))
+        tasks = stage.env.tasks
+        self.state = RlState(
+            fingerprint=fingerprint, drawn=dict.fromkeys(tasks, 0), mixed_share=dict.fromkeys(tasks, 1.0)
+        )
 
     def train(self, engine: Any, learner: Any) -> dict[str, Any]:
         """Run the remaining iterations on a rollout engine and a learner actor, then hand on the best weights."""
         self._engine, self._learner = engine, learner
-        self._resume()
-        config, state = self._config, self.state
+        config = self._config
+        kept = self._resume()
+        state = self.state
+        self._sampler = Sampler(engine, self._train, config, state, kept=kept, seed=self._seed)
         if state.iteration == 0:
             progress.emit("rl", "note", text=f"validation success before RL: {self._validate():.3f}")
+        ahead: Sampled | None = None
         while state.iteration < config.iterations and state.starving < STARVING_LIMIT:
             started = time.perf_counter()
             iteration = state.iteration
-            sampled = self._sample()
-            metrics = sampled.metrics(self._engine.num_workers)
-            learned = self._update(sampled, iteration)
-            metrics |= learned
+            sampled = ahead or self._sample(iteration, learner_version=state.version)
+            metrics = sampled.metrics(version=state.version)
+            update = self._start_update(sampled, iteration)
+            overlaps = config.overlap and update is not None and not self._pauses_after(iteration)
+            ahead = self._sample(iteration + 1, learner_version=state.version + 1) if overlaps else None
+            metrics |= self._finish_update(update)
             state.iteration += 1
-            if learned:
-                self._engine.set_weights(self._learner.weights.remote())
-            last = state.iteration == config.iterations
-            if last or state.iteration % config.validate_every == 0:
+            if state.iteration == config.iterations or state.iteration % config.validate_every == 0:
                 metrics["val/success"] = self._validate()
             state.seconds += time.perf_counter() - started
             metrics["seconds"] = state.seconds
             self._log.log(iteration, metrics)
             self._show(metrics)
-            if last or state.iteration % config.checkpoint_every == 0:
+            if state.iteration == config.iterations or state.iteration % config.checkpoint_every == 0:
                 self._checkpoint()
         if state.iteration < config.iterations:
             self._stop_early(sampled)
@@ -153,6 +133,17 @@ class Trainer:
             "seconds": state.seconds,
         }
 
+    def timeline(self) -> list[Path]:
+        """The newest recorded iteration: its trace file, a picture and a page; nothing where none was recorded."""
+        from gripline.rollout import trace
+
+        recorded = sorted(self.trace_folder.glob("iteration-*.json"))
+        if not recorded:
+            return []
+        drawn = trace.draw(recorded[-1], self.trace_folder)
+        self._store.push("rl/trace")
+        return [recorded[-1], *drawn]
+
     def _stop_early(self, sampled: Sampled) -> None:
         """Say why there is nothing left to learn from, and give the present weights their chance to be the best."""
         outcome = "all episodes succeed" if sampled.successes else "all episodes fail"
@@ -161,41 +152,40 @@ class Trainer:
         self._validate()
         self._checkpoint()
 
-    def _sample(self) -> Sampled:
-        from components.rl.sampling import draw_round, group_outcomes, select
-        from gripline.rollout.actors import Decoding
+    def _sample(self, iteration: int, *, learner_version: int) -> Sampled:
+        """Experience for one iteration, and now and then a record of how it was rolled out."""
+        from gripline.rollout import trace
 
-        config, out = self._config, Sampled()
-        decoding = Decoding(greedy=False, temperature=config.temperature, keep_trajectory=True)
-        while out.rounds < config.max_rounds and out.mixed < config.min_mixed_groups:
-            specs = draw_round(self._train, self.state.drawn, config, seed=self._seed)
-            finished = {episode.index: episode for episode in self._engine.run(specs, decoding)}
-            success = {i: episode.record.success for i, episode in finished.items() if not episode.record.error}
-            if not success:
-                errors = sorted({episode.record.error for episode in finished.values()})
-                raise RuntimeError(f"every simulator failed: {errors[0]}")
-            groups = group_outcomes(specs, success, config.group_size)
-            chosen = select(groups, config)
-            out.trajectories += [finished[index].trajectory for index, _ in chosen]
-            out.advantages += [advantage for _, advantage in chosen]
-            out.mixed += len({(specs[index].task, specs[index].group) for index, _ in chosen})
-            out.groups += len(groups)
-            out.episodes += len(success)
-            out.successes += sum(success.values())
-            out.rounds += 1
-            out.rollouts.append(self._engine.last)
-            self.state.env_steps += self._engine.last.env_steps
-        self.state.starving = 0 if out.mixed else self.state.starving + 1
-        return out
+        every = self._rollout.trace_every
+        self._engine.record_trace = every > 0 and iteration % every == 0
+        sampled = self._sampler.sample(learner_version=learner_version)
+        if self._engine.record_trace and sampled.rounds:
+            trace.save(self.trace_folder, iteration, self._engine.trace)
+        return sampled
 
-    def _update(self, sampled: Sampled, iteration: int) -> dict[str, float]:
+    def _pauses_after(self, iteration: int) -> bool:
+        """Whether a validation or a checkpoint follows: both need the engine idle and the newest weights."""
+        done, config = iteration + 1, self._config
+        return done == config.iterations or not (done % config.validate_every and done % config.checkpoint_every)
+
+    def _start_update(self, sampled: Sampled, iteration: int) -> tuple[Any, float] | None:
+        """Begin to learn: (reference to the metrics, when it began), or None where there is nothing to learn from."""
+        if not sampled.groups:
+            return None
+        trajectories = [trajectory for group in sampled.groups for trajectory in group.trajectories]
+        advantages = [advantage for group in sampled.groups for advantage in group.advantages]
+        num_old = sum(len(group.trajectories) for group in sampled.groups if group.version < self.state.version)
+        update = self._learner.update.remote(trajectories, advantages, iteration, num_old=num_old)
+        return update, time.perf_counter()
+
+    def _finish_update(self, update: tuple[Any, float] | None) -> dict[str, float]:
+        """Wait for the update and let the policy servers act with its weights."""
         import ray
 
-        if not sampled.trajectories:
+        if update is None:
             return {}
-        started = time.perf_counter()
-        update = self._learner.update.remote(sampled.trajectories, sampled.advantages, iteration)
-        metrics: dict[str, float] = ray.get(update)
+        reference, started = update
+        metrics: dict[str, float] = ray.get(reference)
         if "refused" in metrics:
             raise UserError(
                 "rl",
@@ -204,6 +194,8 @@ class Trainer:
                 "the checkpoint does not behave as the learner computes it; evaluate it alone first",
             )
         metrics["seconds"] = time.perf_counter() - started
+        self.state.version += 1
+        self._engine.set_weights(self._learner.weights.remote())
         return {f"learn/{name}": value for name, value in metrics.items()}
 
     def _validate(self) -> float:
@@ -221,7 +213,7 @@ class Trainer:
 
     def _show(self, metrics: dict[str, float]) -> None:
         shown = {name.split("/")[-1]: metrics[name] for name in ("train/success", "train/mixed_groups")}
-        shown |= {"val": self.state.best_success, "steps_per_s": metrics["rollout/env_steps_per_s"]}
+        shown |= {"val": self.state.best_success, "steps_per_s": metrics["rollout/useful_steps_per_s"]}
         progress.emit("rl", "advance", done=self.state.iteration, total=self._config.iterations, metrics=shown)
 
     def _checkpoint(self) -> None:
@@ -231,6 +223,7 @@ class Trainer:
 
         def save_tensors(path: str) -> None:
             ray.get(self._learner.save_state.remote(path))
+            state_files.write_groups(Path(path).parent, self._sampler.kept, ray.get)
 
         state_files.write(self._folder, self.state, save_tensors, keep=self._config.keep_checkpoints)
         self._store.push("rl/state")
@@ -239,7 +232,8 @@ class Trainer:
             if outdone != best:
                 shutil.rmtree(outdone, ignore_errors=True)
 
-    def _resume(self) -> None:
+    def _resume(self) -> list[ExperienceGroup]:
+        """Continue from the newest state, if there is one; returns the groups that were kept for later."""
         import ray
 
         from components.rl import state as state_files
@@ -248,12 +242,13 @@ class Trainer:
         path = state_files.latest(self._folder)
         if path is None:
             self._log.rewind(0)
-            return
+            return []
         self.state = state_files.read(path, self.state.fingerprint)
         ray.get(self._learner.load_state.remote(str(path / "learner.pt")))
         self._engine.set_weights(self._learner.weights.remote())
         self._log.rewind(self.state.iteration)
         progress.emit("rl", "note", text=f"resumed at iteration {self.state.iteration}")
+        return state_files.read_groups(path, ray.put)
 
     def _keep_best(self) -> None:
         """Write the present weights under the iteration's name, then drop the former best."""

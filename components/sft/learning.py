@@ -87,9 +87,11 @@ class SupervisedLearner:
         images = torch.from_numpy(augment(self.train.images_FNHWC[rows], self.config, rng))
         index = torch.from_numpy(rows)
         self.vla.train()
-        logits = self.vla(
-            images, torch.from_numpy(self.train.proprio_FP[rows]), self.text_FL[index], self.mask_FL[index]
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))  # dropout draws from torch's global generator
+            logits = self.vla(
+                images, torch.from_numpy(self.train.proprio_FP[rows]), self.text_FL[index], self.mask_FL[index]
+            )
         loss = cross_entropy(logits, self.tokens_FKA[index], self.targets_VV)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types

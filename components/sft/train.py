@@ -1,7 +1,6 @@
 """The SFT stage: a policy from demonstrations, or a given checkpoint checked and handed on."""
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from gripline import __version__, progress, threads
+from gripline.atomic import whole
 from gripline.checkpoint import TOKEN_HEAD, check_fits, checkpoint_hash, read_manifest
 from gripline.demos.dataset import DemoSet
 from gripline.envs.suites import env_spec
-from gripline.errors import UserError
 from gripline.metrics import MetricsLog
 from gripline.stages import RunContext, SftStage
 from gripline.store import RunStore, StageResult, digest, fetch
@@ -22,7 +21,9 @@ STATE_EVERY_S = 60.0
 """Between two resumable states: rare enough to cost nothing, often enough that little is lost."""
 
 
-def run(*, context: str, config: str, demos_path: str, checkpoint_uri: str) -> dict[str, Any]:
+def run(
+    *, context: str, config: str, demos_path: str, checkpoint_uri: str, state_every_s: float = STATE_EVERY_S
+) -> dict[str, Any]:
     """Train, or hand on `checkpoint_uri`; returns {"uri", "hash", metrics…}. A finished stage is not run again."""
     run_context = RunContext.model_validate_json(context)
     stage = SftStage.model_validate_json(config)
@@ -40,8 +41,8 @@ def run(*, context: str, config: str, demos_path: str, checkpoint_uri: str) -> d
 
     with stage_run(run_context, "sft") as tracker:
         tracker.log_params({"sft": stage.sft.model_dump(), "policy": stage.policy.model_dump()})
-        log = MetricsLog(store.local / "sft" / "metrics.jsonl", tracker.log_metrics)
-        outputs = _train(stage, run_context, store, demos, data_hash, fingerprint, log)
+        log = MetricsLog(store.pull("sft") / "metrics.jsonl", tracker.log_metrics)
+        outputs = _train(stage, run_context, store, demos, data_hash, log, state_every_s)
         tracker.set_tags({"gripline.checkpoint_hash": str(outputs["hash"]), "gripline.data_hash": data_hash})
     return dict(StageResult(fingerprint=fingerprint, outputs=outputs).write(store, "sft"))
 
@@ -60,8 +61,8 @@ def _train(
     store: RunStore,
     demos: DemoSet,
     data_hash: str,
-    fingerprint: str,
     log: MetricsLog,
+    state_every_s: float,
 ) -> dict[str, Any]:
     threads.set_defaults()
     import torch
@@ -74,8 +75,8 @@ def _train(
     train, held_out = demos.split(np.unique(demos.episode_F[demos.episode_F < 0]))
     vla = _fresh_policy(stage, train)
     learner = SupervisedLearner(vla, train, held_out, stage.sft, stage.seed)
-    state_path = store.pull("sft/state.pt")
-    first = _resume(learner, state_path, fingerprint)
+    state_path = store.local / "sft" / "state.pt"
+    first = _resume(learner, state_path)
     log.rewind(first)
     saved_at = time.perf_counter()
     metrics = learner.held_out_metrics() if first == stage.sft.steps else {}  # killed between the last step and the end
@@ -83,9 +84,9 @@ def _train(
         log.log(step, metrics)
         shown = {name: value for name, value in metrics.items() if name.endswith("loss")}
         progress.emit("sft", "advance", done=step + 1, total=stage.sft.steps, metrics=shown)
-        if time.perf_counter() - saved_at > STATE_EVERY_S:
-            _save_state(learner, state_path, step + 1, fingerprint)
-            store.push("sft/state.pt")
+        if time.perf_counter() - saved_at >= state_every_s:
+            _save_state(learner, state_path, step + 1)
+            store.push("sft")
             saved_at = time.perf_counter()
     vla.heads_trained = (TOKEN_HEAD,)
     directory = store.local / "sft" / "checkpoint"
@@ -101,9 +102,8 @@ def _train(
         code_version=__version__,
         mlflow_run_id=context.parent_run_id,
     )
-    store.push("sft/checkpoint")
-    store.push("sft/metrics.jsonl")
     state_path.unlink(missing_ok=True)
+    store.push("sft")
     return {
         "uri": f"{context.run_dir.rstrip('/')}/sft/checkpoint",
         "hash": hash_,
@@ -128,31 +128,19 @@ def _fresh_policy(stage: SftStage, train: DemoSet) -> Any:
     return apply_lora(vla, stage.sft.lora, seed=stage.seed) if stage.sft.method == "lora" else vla
 
 
-def _save_state(learner: Any, path: Path, step: int, fingerprint: str) -> None:
+def _save_state(learner: Any, path: Path, step: int) -> None:
     import torch
 
-    partial = path.with_suffix(".part")
-    try:
-        torch.save(learner.state(step) | {"fingerprint": fingerprint}, partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            str(path), "", f"cannot be written: {error}", "free space and start the same run again"
-        ) from error
+    with whole(path) as temporary:
+        torch.save(learner.state(step), temporary)
 
 
-def _resume(learner: Any, path: Path, fingerprint: str) -> int:
-    """Continue from a saved state of this very configuration; returns the first step to run."""
+def _resume(learner: Any, path: Path) -> int:
+    """Continue from a saved state; returns the first step to run."""
     import torch
 
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
-    if state["fingerprint"] != fingerprint:
-        shutil.move(path, path.with_suffix(".old"))
-        progress.emit("sft", "warn", text=f"{path} belongs to another configuration: set aside, starting over")
-        return 0
-    first: int = learner.load_state(state)
+    first: int = learner.load_state(torch.load(path, weights_only=True))
     progress.emit("sft", "note", text=f"resumed at step {first}")
     return first

@@ -5,7 +5,6 @@ Shape letters: F frames (every view of a frame is a frame of its own), N H W C, 
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from gripline.atomic import whole
 from gripline.errors import UserError
 
 FILE_NAME = "demos.safetensors"
@@ -52,16 +52,11 @@ class DemoSet:
         return sha.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write `demos.safetensors`, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `demos.safetensors`, whole or not at all. Raises UserError when the disk does not take it."""
         metadata = {"instructions": json.dumps(self.instructions), "facts": json.dumps(self.facts)}
-        partial = folder / f".{FILE_NAME}.part"
-        try:
-            save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, partial, metadata=metadata)
-            os.replace(partial, folder / FILE_NAME)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(str(folder), "", f"cannot be written: {error}", "free space and run again") from error
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
+        with whole(folder / FILE_NAME) as temporary:
+            save_file(arrays, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, folder: Path) -> "DemoSet":

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import NoReturn
 
 from gripline.errors import UserError
 
@@ -54,15 +55,11 @@ def _probe(name: str) -> str:
     return lines[-1][:200] if lines else f"exit code {done.returncode}"
 
 
-def main() -> int:
-    """`python -m gripline.envs.gl`: exit code 0 if pictures can be drawn here, else 2 and the next step."""
+def main() -> NoReturn:
+    """For the Makefile: exit code 0 if pictures can be drawn here, else 2 and the next step."""
     try:
         print(f"renderer: {choose_renderer('auto')}")
     except UserError as error:
         print(f"gripline: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        sys.exit(2)
+    sys.exit(0)

@@ -2,7 +2,8 @@
 
 Measured with torch 2.13 on CPU (float32, one thread): a row's result is bit-equal whatever its neighbours and the batch
 size, from 4 rows upwards; 1 to 3 rows may take another kernel. So batches are padded to fixed sizes of at least 4, and
-`make_policy` tests the policy on the machine at hand and keeps the sizes that agree with the largest.
+`make_policy` tests the policy on the machine at hand and keeps the sizes that agree with the largest. On GPUs kernels
+depend on the shape in general: there the test may leave the largest size alone, and every batch is padded to it.
 """
 
 from typing import cast
@@ -14,7 +15,7 @@ from torch import Tensor
 from gripline.policies.vla import VLA
 from gripline.types import ActionBatch, Observation
 
-BATCH_SIZES = (4, 8, 16, 32)
+BATCH_SIZES = (4, 8, 12, 16, 24, 32)
 
 
 def token_logprobs(logits_BKAV: Tensor, tokens_BKA: Tensor, temperature: float) -> Tensor:
@@ -39,7 +40,7 @@ class TorchPolicy:
         self.vla = vla
         self.num_actions = vla.architecture.num_actions
         self.action_dim = vla.architecture.action_dim
-        self._batch_sizes = tuple(sorted(batch_sizes))
+        self.batch_sizes = tuple(sorted(batch_sizes))
         self._text: dict[str, tuple[Tensor, Tensor]] = {}
 
     def act(
@@ -48,7 +49,7 @@ class TorchPolicy:
         """Choose a chunk for each observation. Raises ValueError where keys and observations differ in number."""
         if not observations or temperature <= 0 or (noise_keys is not None and len(noise_keys) != len(observations)):
             raise ValueError(f"{len(observations)} observations, noise keys {noise_keys}, temperature {temperature}")
-        largest = self._batch_sizes[-1]
+        largest = self.batch_sizes[-1]
         parts = []
         for start in range(0, len(observations), largest):
             keys = None if noise_keys is None else noise_keys[start : start + largest]
@@ -57,10 +58,14 @@ class TorchPolicy:
         logprobs_BKA = np.concatenate([logprobs for _, logprobs in parts])
         return ActionBatch(tokens_BKA, self.vla.decode_actions(tokens_BKA), logprobs_BKA)
 
+    def load_weights(self, weights: dict[str, np.ndarray]) -> None:
+        """Take over weights by name, as `Module.state_dict` has them; copied, to the policy's device."""
+        self.vla.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+
     @torch.inference_mode()
     def logits_BKAV(self, observations: list[Observation]) -> Tensor:
         """Logits of at most one batch, padded rows included: (padded B, K, A, V)."""
-        size = next(size for size in self._batch_sizes if size >= len(observations))
+        size = next(size for size in self.batch_sizes if size >= len(observations))
         rows = observations + [observations[-1]] * (size - len(observations))
         device = self.vla.device
         texts = [self._encoded(row.instruction) for row in rows]

@@ -4,13 +4,12 @@ Tested against small random checkpoints in that layout whose outputs the origina
 7B weights were never loaded here. Only the discrete token head is supported: L1-regression and FiLM files are refused.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from gripline.checkpoint import TOKEN_HEAD
@@ -66,6 +65,16 @@ class _Bounds(_Foreign):
 class _DatasetStatistics(_Foreign):
     action: _Bounds
     proprio: _Bounds | None = None
+
+
+class _Statistics(RootModel[dict[str, _DatasetStatistics]]):
+    """`dataset_statistics.json`, by name of the data set."""
+
+
+class _Index(_Foreign):
+    """Which file holds which weight."""
+
+    weight_map: dict[str, str]
 
 
 class _Config(_Foreign):
@@ -148,6 +157,12 @@ def read_architecture(
     return base.model_copy(update={"llm": llm, "tower": tower, "image_size_px": config.image_sizes[0]})
 
 
+def read_dimensions(directory: Path, dataset: str) -> tuple[int, int]:
+    """(action, proprio) dimensions of a data set; proprio 0 where its statistics hold none. Raises UserError."""
+    statistics = _statistics(directory, dataset)
+    return len(statistics.action.q01), len(statistics.proprio.q01) if statistics.proprio else 0
+
+
 def _refuse_other_heads(directory: Path) -> None:
     for marker, head in (
         ("action_head", "L1-regression"),
@@ -165,9 +180,7 @@ def _statistics(directory: Path, dataset: str) -> _DatasetStatistics:
     """From `dataset_statistics.json`, else from the configuration; under the name or its '_no_noops' variant."""
     path = directory / "dataset_statistics.json"
     if path.is_file():
-        known = {
-            name: _DatasetStatistics.model_validate(value) for name, value in json.loads(path.read_bytes()).items()
-        }
+        known = _parse(_Statistics, path).root
     else:
         path = directory / "config.json"
         known = _parse(_Config, path).norm_stats
@@ -188,7 +201,7 @@ def _tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
     if index.is_file():
-        files = sorted({directory / name for name in json.loads(index.read_bytes())["weight_map"].values()})
+        files = sorted({directory / name for name in _parse(_Index, index).weight_map.values()})
     else:
         files = [single]
     for path in files:
@@ -214,7 +227,12 @@ def _proprio_projector(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     if len(found) != 1:
         problem = f"expected one proprio_projector file, found {len(found)}"
         raise UserError(str(directory), "proprio_dim", problem, "load the checkpoint without proprio")
-    for name, tensor in torch.load(found[0], weights_only=True, map_location="cpu").items():
+    try:
+        weights = torch.load(found[0], weights_only=True, map_location="cpu")
+    except Exception as error:  # pickle, zipfile and torch raise errors of their own for a torn file
+        problem = f"unreadable: {' '.join(str(error).split())[:200]}"
+        raise UserError(str(found[0]), "", problem, "copy the checkpoint directory again, whole") from error
+    for name, tensor in weights.items():
         yield "proprio_projector." + name.removeprefix("module."), tensor
 
 

@@ -4,14 +4,12 @@ Files beside `manifest.json`: `model.safetensors` (full weights, adapters merged
 `tokenizer.json`, `statistics.json`, and for a policy with adapters `lora_adapter/` in PEFT's format.
 """
 
-import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gripline.checkpoint import Contract, Manifest, Provenance, checkpoint_hash, new_checkpoint, read_manifest
@@ -131,8 +129,4 @@ def _write_files(directory: Path, vla: VLA) -> None:
 
 
 def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # safetensors reports a full disk in words only
-        full = "No space left" in str(error) or "StorageFull" in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)

@@ -1,234 +1,322 @@
-"""The two Ray actors of a rollout. Both are asynchronous: no slot waits for another, the policy batches what is ready.
+"""The two Ray actors of a rollout: env workers run simulators, policy servers choose actions.
 
-An environment worker owns several slots. Each slot runs one episode as a coroutine: step a chunk, hand the picture
-over, wait for actions. Pictures of slots that become ready together travel to the policy server in one message, from
-process to process, never through the driver. The simulator blocks the worker's loop while it steps: that is the core it
-is there to use. Environment workers never import torch.
+Both are asynchronous and start with a concurrency group "control", whose methods are answered while simulator or policy
+are at work. Env workers never import torch.
 """
 
 import asyncio
+import contextlib
+import heapq
 import os
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
-from gripline.config import EnvConfig
-from gripline.types import ActionBatch, Env, EpisodeRecord, EpisodeSpec, Observation, Trajectory
+from gripline.config import RolloutConfig
+from gripline.rollout.asking import PolicyClient
+from gripline.rollout.messages import (
+    Decoding,
+    Doing,
+    PolicyCounters,
+    PolicyFailedError,
+    Row,
+    ServedPolicy,
+    SlotStatus,
+    WarmUp,
+    WorkerStatus,
+    control,
+    drained,
+    joined,
+)
+from gripline.rollout.policy_server import PolicyServer
+from gripline.rollout.slots import Slots
+from gripline.rollout.trace import TraceEvent
+from gripline.types import ActionBatch, Env, EpisodeRecord, EpisodeSpec, Observation, Step, Trajectory
+
+__all__ = [
+    "Decoding",
+    "EnvWorker",
+    "PolicyCounters",
+    "PolicyFailedError",
+    "PolicyServer",
+    "Row",
+    "ServedPolicy",
+    "SlotStatus",
+    "WarmUp",
+    "WorkerStatus",
+]
+
+TRACE_KINDS: dict[Doing, str] = {"reset": "reset", "step": "step", "waiting": "wait", "parked": "parked"}
+Result = TypeVar("Result")
 
 
-class PolicyFailedError(Exception):
-    """The policy server failed: no simulator's fault, so no reason to try the episode again."""
+class _CancelledError(Exception):
+    """The episode is not wanted any more."""
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How actions are chosen: greedily, or sampled with noise keyed by (spec.noise_seed, chunk index)."""
+@dataclass(eq=False)
+class _Slot:
+    """A place for one simulator and its episode."""
 
-    greedy: bool
-    temperature: float = 1.0
-    keep_trajectory: bool = False
-
-
-@dataclass(frozen=True)
-class EpisodeStats:
-    """Where one episode's time went, in seconds of its worker."""
-
-    reset_s: float
-    step_s: float
-    wait_s: float
+    number: int
+    env: Env | None = None
+    now: tuple[Doing, float, str] = ("idle", 0.0, "")
+    """What it does, since when (monotonic seconds), with which episode. Replaced as a whole: other threads read it."""
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    """A slot that waits for actions."""
+@dataclass(eq=False)
+class _Episode:
+    slot: _Slot
+    spec: EpisodeSpec
+    key: str
+    label: str
+    turn: asyncio.Future[Any] | None = None
+    """What it waits for; None while its simulator runs."""
+    cancelled: bool = False
+    reset_s: float = 0.0
+    step_s: float = 0.0
+    num_steps: int = 0
+    success: bool = False
+    observations: list[Observation] = field(default_factory=list)
+    """Only if the trajectory is kept."""
+    answers: list[ActionBatch] = field(default_factory=list)
 
-    observation: Observation
-    noise_key: tuple[int, int]
-    decoding: Decoding
-    future: asyncio.Future[Any]
+    def book(self, observation: Observation | None, answer: ActionBatch, step: Step, seconds: float) -> None:
+        """A chunk was executed."""
+        self.step_s += seconds
+        self.num_steps += step.num_steps
+        self.success = step.success
+        self.answers.append(answer)
+        if observation is not None:
+            self.observations.append(observation)
 
 
 class EnvWorker:
-    """Runs episodes on `num_slots` simulator slots; wrapped in a Ray actor by the engine."""
+    """Runs episodes on its simulators; `gripline.rollout.slots` decides which of them runs next.
 
-    def __init__(self, env: EnvConfig, policy: Any, num_slots: int, renderer: dict[str, str]) -> None:
-        """renderer: environment variables that settle how pictures are drawn, the same in every worker."""
-        self._config = env
-        self._policy = policy
-        self._flush_at = max(1, num_slots // 2)
-        self._idle: list[Env] = []
-        self._outbox: list[_Waiting] = []
-        self._flush_scheduled = False
-        self._sending: set[asyncio.Task[None]] = set()
-        os.environ |= renderer
+    With `config.parallel_steps` of 1 simulators run on the event loop's own thread: a chunk of an in-process simulator
+    takes a few milliseconds, and the core is the worker's. Otherwise they run on as many threads, each simulator on one
+    at a time. Wrap it with `max_concurrency` of at least all slots and `concurrency_groups={"control": 1}`.
+    """
 
-    async def warm_up(self, tasks: tuple[str, ...]) -> int:
-        """Build the simulators before the first episode needs them; returns this process's id."""
-        from gripline.envs import make_env
+    def __init__(
+        self, make_env: Callable[[], Env], config: RolloutConfig, replicas: Sequence[Any], name: str = "worker 0"
+    ) -> None:
+        """replicas: handles of policy servers. name: of the worker in timelines."""
+        self._make_env = make_env
+        self._name = name
+        self._slots = Slots(num_seats=config.slots_per_worker, num_threads=config.parallel_steps)
+        self._threads = ThreadPoolExecutor(config.parallel_steps) if config.parallel_steps > 1 else None
+        self._policy = PolicyClient(uuid.uuid4().hex, replicas, flush_at=max(1, config.slots_per_worker // 2))
+        self._places = [_Slot(number) for number in range(config.slots_per_worker + config.spare_slots)]
+        self._free = list(range(len(self._places)))
+        self._episodes: dict[int, _Episode] = {}
+        """By the number of their slot."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """On which episodes run; methods of the control group run on another."""
+        self._pump_scheduled = False
+        self._tracing = False
+        self._trace: deque[TraceEvent] = deque()
+        self._clock_offset_s = time.time() - time.monotonic()
 
-        env = make_env(self._config)
-        for task in tasks:
-            spec = EpisodeSpec(suite=self._config.suite, task=task, instruction="", init_seed=0, split="train")
-            env.reset(spec)
-        self._idle.append(env)
-        return os.getpid()
+    async def warm_up(self, specs: list[EpisodeSpec]) -> WarmUp:
+        """Build a simulator and reset it to each of the specs, before the first episode needs it."""
+        self._loop = asyncio.get_running_loop()
+        longest_s = 0.0
+        for spec in specs:
+            _, seconds = await self._timed(self._reset, self._places[0], spec)
+            longest_s = max(longest_s, seconds)
+        return WarmUp(os.getpid(), longest_s)
 
-    async def run_episode(
-        self, spec: EpisodeSpec, decoding: Decoding
-    ) -> tuple[tuple[EpisodeRecord, EpisodeStats], Trajectory | None]:
-        """Run one episode to success or to the horizon. Exceptions of the simulator reach the driver, which decides."""
-        from gripline.envs import make_env
+    async def run_episode(self, spec: EpisodeSpec, decoding: Decoding) -> tuple[Row, Trajectory | None]:
+        """Run one episode to success, to the horizon, or until it is cancelled.
 
-        env = self._idle.pop() if self._idle else make_env(self._config)
-        result = await self._run(env, spec, decoding)
-        self._idle.append(env)  # not after an exception: a simulator that raised is not used again
-        return result
+        May be called for as many episodes at once as there are slots and spare slots. Exceptions of the simulator reach
+        the caller as they are; a simulator that raised is not used again. PolicyFailedError where the policy raised.
+        """
+        self._loop = asyncio.get_running_loop()
+        slot = self._places[heapq.heappop(self._free)]
+        episode = _Episode(slot, spec, spec.key, f"{spec.task} {spec.group}.{spec.member}")
+        self._episodes[slot.number] = episode
+        self._slots.accept(slot.number)
+        cancelled = False
+        try:
+            await self._run(episode, decoding)
+        except _CancelledError:
+            cancelled = True
+        except PolicyFailedError:
+            raise
+        except Exception:  # whatever it raised, it may do so again
+            self._discard_simulator(slot)
+            raise
+        finally:
+            self._leave(episode)
+        row = Row(_record(episode, decoding), episode.reset_s, episode.step_s, cancelled)
+        return row, _trajectory(episode) if decoding.keep_trajectory and not cancelled else None
 
-    async def _run(
-        self, env: Env, spec: EpisodeSpec, decoding: Decoding
-    ) -> tuple[tuple[EpisodeRecord, EpisodeStats], Trajectory | None]:
-        started = time.perf_counter()
-        observation = env.reset(spec)
-        reset_s = time.perf_counter() - started
-        step_s = wait_s = 0.0
-        num_steps, success = 0, False
-        observations: list[Observation] = []
-        answers: list[ActionBatch] = []
-        while True:
-            asked = time.perf_counter()
-            answer = await self._act(observation, (spec.noise_seed, len(answers)), decoding)
-            stepping = time.perf_counter()
-            step = env.step(answer.actions_BKA[0])
-            step_s += time.perf_counter() - stepping
-            wait_s += stepping - asked
-            num_steps += step.num_steps
-            observations.append(observation)
-            answers.append(answer)
-            observation, success = step.observation, step.success
+    @control
+    async def cancel(self, key: str) -> None:
+        """End the episodes of this spec at their next chunk boundary; without effect where there is none."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._cancel, key)
+
+    @control
+    async def set_replicas(self, replicas: list[Any]) -> None:
+        """These are the policy servers from now on; requests that were lost with another one are sent again."""
+        if self._loop is None:
+            self._policy.use_replicas(replicas)
+        else:
+            self._loop.call_soon_threadsafe(self._policy.use_replicas, replicas)
+
+    @control
+    async def status(self) -> WorkerStatus:
+        """What every slot does."""
+        now_s = time.monotonic()
+        slots = [SlotStatus(doing, now_s - since_s, key) for doing, since_s, key in (each.now for each in self._places)]
+        return WorkerStatus(tuple(slots), self._policy.num_unanswered)
+
+    @control
+    async def set_tracing(self, on: bool) -> None:
+        """Record from now on what slots do, or stop."""
+        self._tracing = on
+
+    @control
+    async def take_trace(self) -> list[TraceEvent]:
+        """What was recorded since the last call."""
+        return drained(self._trace)
+
+    async def _run(self, episode: _Episode, decoding: Decoding) -> None:
+        number = episode.slot.number
+        await self._turn(episode, "queued")
+        observation, episode.reset_s = await self._simulate(episode, "reset", self._reset, episode.slot, episode.spec)
+        if not self._slots.reset_done(number):
+            await self._turn(episode, "parked")
+        while not episode.cancelled:
+            self._note(episode, "waiting")
+            self._pump_soon()
+            noise_key = (episode.spec.noise_seed, len(episode.answers))
+            episode.turn = self._policy.ask(self._slots.seat(number), observation, noise_key, decoding)
+            answer: ActionBatch = await episode.turn
+            self._slots.answered(number)
+            await self._turn(episode, "ready")
+            step, seconds = await self._simulate(episode, "step", self._step, episode.slot, answer)
+            self._slots.step_done(number)
+            episode.book(observation if decoding.keep_trajectory else None, answer, step, seconds)
             if step.success or step.truncated:
-                break
-        actions_TKA = np.concatenate([answer.actions_BKA for answer in answers])
-        record = EpisodeRecord(
-            spec=spec, success=success, num_steps=num_steps, num_chunks=len(answers), actions_TKA=actions_TKA.tolist()
-        )
-        trajectory = _trajectory(spec, observations, answers) if decoding.keep_trajectory else None
-        return (record, EpisodeStats(reset_s, step_s, wait_s)), trajectory
+                return
+            observation = step.observation
+        raise _CancelledError
 
-    async def _act(self, observation: Observation, noise_key: tuple[int, int], decoding: Decoding) -> ActionBatch:
-        """Queue one observation; it leaves with the others that are ready, at the latest when nothing else is."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._outbox.append(_Waiting(observation, noise_key, decoding, future))
-        if len(self._outbox) >= self._flush_at:
-            self._flush()
-        elif not self._flush_scheduled:
-            self._flush_scheduled = True
-            loop.call_soon(self._flush)
-        answer: ActionBatch = await future
-        return answer
+    async def _turn(self, episode: _Episode, doing: Doing) -> None:
+        """Wait until the episode may go on. Raises _CancelledError if it need not."""
+        self._note(episode, doing)
+        episode.turn = asyncio.get_running_loop().create_future()
+        self._pump_soon()
+        await episode.turn
 
-    def _flush(self) -> None:
-        self._flush_scheduled = False
-        waiting, self._outbox = self._outbox, []
-        for decoding in dict.fromkeys(row.decoding for row in waiting):
-            batch = [row for row in waiting if row.decoding == decoding]
-            task = asyncio.get_running_loop().create_task(self._send(batch, decoding))
-            self._sending.add(task)  # the loop itself holds tasks only weakly
-            task.add_done_callback(self._sending.discard)
+    async def _simulate(
+        self, episode: _Episode, doing: Doing, call: Callable[..., Result], *arguments: Any
+    ) -> tuple[Result, float]:
+        episode.turn = None
+        self._note(episode, doing)
+        return await self._timed(call, *arguments)
 
-    async def _send(self, batch: list["_Waiting"], decoding: Decoding) -> None:
-        keys = None if decoding.greedy else [row.noise_key for row in batch]
-        observations = [row.observation for row in batch]
-        try:
-            answer = await self._policy.act.remote(observations, keys, decoding.temperature)
-        except Exception as error:  # noqa: BLE001  whatever it is, the episodes that wait for an answer must hear of it
-            for row in batch:
-                row.future.set_exception(PolicyFailedError(f"{type(error).__name__}: {error}"))
-            return
-        for index, row in enumerate(batch):
-            row.future.set_result(_rows(answer, slice(index, index + 1)))
+    async def _timed(self, call: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
+        """What the call returns, and how many seconds it took."""
+        started_s = time.perf_counter()
+        if self._threads is None:
+            result = call(*arguments)
+        else:
+            result = await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+        return result, time.perf_counter() - started_s
 
+    def _reset(self, slot: _Slot, spec: EpisodeSpec) -> Observation:
+        if slot.env is None:
+            slot.env = self._make_env()
+        return slot.env.reset(spec)
 
-class PolicyServer:
-    """Answers observations with action chunks: whatever has arrived when it becomes free is one batch."""
+    def _step(self, slot: _Slot, answer: ActionBatch) -> Step:
+        assert slot.env is not None
+        return slot.env.step(answer.actions_BKA[0])
 
-    def __init__(self, policy_dir: str) -> None:
-        import torch
+    def _pump_soon(self) -> None:
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
 
-        from gripline.policies import load_policy
-        from gripline.policies.inference import make_policy
+    def _pump(self) -> None:
+        """Let those simulators run that can; observations leave when no other is about to join them."""
+        self._pump_scheduled = False
+        granted = False
+        while (job := self._slots.next_job()) is not None:
+            granted = True
+            _grant(self._episodes[job[1]])
+        if self._threads is not None or not granted:
+            self._policy.flush()
 
-        torch.set_num_threads(1)
-        self._vla = load_policy(Path(policy_dir)).eval()
-        self._policy = make_policy(self._vla)
-        self._queue: list[tuple[list[Observation], list[tuple[int, int]] | None, float, asyncio.Future[Any]]] = []
-        self._busy_s = 0.0
-        self._num_rows = 0
+    def _cancel(self, key: str) -> None:
+        for episode in self._episodes.values():
+            if episode.key == key:
+                episode.cancelled = True
+                if episode.turn is not None and not episode.turn.done():
+                    episode.turn.set_exception(_CancelledError())
 
-    async def ready(self) -> bool:
-        """Answers once the policy is loaded; a failure to load reaches whoever waits for this."""
-        return True
+    def _leave(self, episode: _Episode) -> None:
+        """The slot is free, and the seat is the next one's."""
+        number = episode.slot.number
+        self._note(episode, "idle")
+        del self._episodes[number]
+        promoted = self._slots.end(number)
+        if promoted is not None:
+            _grant(self._episodes[promoted])
+        heapq.heappush(self._free, number)
+        self._pump_soon()
 
-    async def set_weights(self, weights: dict[str, np.ndarray]) -> None:
-        """Take over the learner's weights, between iterations."""
-        import torch
+    def _discard_simulator(self, slot: _Slot) -> None:
+        env, slot.env = slot.env, None
+        if env is not None:
+            with contextlib.suppress(Exception):  # what is broken may also be unable to close
+                env.close()
 
-        state = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
-        self._vla.load_state_dict(state)
-
-    async def take_counters(self) -> tuple[float, int]:
-        """(seconds busy, observations answered) since the last call."""
-        counters = (self._busy_s, self._num_rows)
-        self._busy_s, self._num_rows = 0.0, 0
-        return counters
-
-    async def act(
-        self, observations: list[Observation], noise_keys: list[tuple[int, int]] | None, temperature: float
-    ) -> ActionBatch:
-        """Queue a request; all that arrived together are computed together."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        if not self._queue:
-            loop.call_soon(self._serve)
-        self._queue.append((observations, noise_keys, temperature, future))
-        answer: ActionBatch = await future
-        return answer
-
-    def _serve(self) -> None:
-        waiting, self._queue = self._queue, []
-        for mode in dict.fromkeys((keys is None, temperature) for _, keys, temperature, _ in waiting):
-            self._serve_mode(*mode, [item for item in waiting if (item[1] is None, item[2]) == mode])
-
-    def _serve_mode(self, greedy: bool, temperature: float, waiting: list[Any]) -> None:
-        started = time.perf_counter()
-        observations = [observation for item in waiting for observation in item[0]]
-        keys = None if greedy else [key for item in waiting for key in item[1]]
-        try:
-            answer = self._policy.act(observations, noise_keys=keys, temperature=temperature)
-        except Exception as error:  # noqa: BLE001  whatever it is, whoever waits for an answer must hear of it
-            for *_, future in waiting:
-                future.set_exception(error)
-            return
-        first = 0
-        for rows, _, _, future in waiting:
-            future.set_result(_rows(answer, slice(first, first + len(rows))))
-            first += len(rows)
-        self._busy_s += time.perf_counter() - started
-        self._num_rows += len(observations)
+    def _note(self, episode: _Episode, doing: Doing) -> None:
+        """The slot does something else from now on."""
+        slot, now_s = episode.slot, time.monotonic()
+        before, since_s, _ = slot.now
+        slot.now = (doing, now_s, "" if doing == "idle" else episode.key)
+        if self._tracing and before in TRACE_KINDS:
+            lane, offset_s = f"{self._name}/slot {slot.number}", self._clock_offset_s
+            event = TraceEvent(TRACE_KINDS[before], lane, since_s + offset_s, now_s + offset_s, episode.label)
+            self._trace.append(event)
 
 
-def _rows(answer: ActionBatch, part: slice) -> ActionBatch:
-    return ActionBatch(answer.tokens_BKA[part], answer.actions_BKA[part], answer.logprobs_BKA[part])
+def _grant(episode: _Episode) -> None:
+    if episode.turn is not None and not episode.turn.done():  # else it was cancelled meanwhile
+        episode.turn.set_result(None)
 
 
-def _trajectory(spec: EpisodeSpec, observations: list[Observation], answers: list[ActionBatch]) -> Trajectory:
+def _record(episode: _Episode, decoding: Decoding) -> EpisodeRecord:
+    actions = [] if decoding.keep_trajectory else [answer.actions_BKA[0].tolist() for answer in episode.answers]
+    return EpisodeRecord(
+        spec=episode.spec,
+        success=episode.success,
+        num_steps=episode.num_steps,
+        num_chunks=len(episode.answers),
+        actions_TKA=actions,
+    )
+
+
+def _trajectory(episode: _Episode) -> Trajectory:
+    answers = joined(episode.answers)
     return Trajectory(
-        instruction=spec.instruction,
-        images_TNHWC=np.stack([observation.images_NHWC for observation in observations]),
-        proprio_TP=np.stack([observation.proprio_P for observation in observations]),
-        tokens_TKA=np.concatenate([answer.tokens_BKA for answer in answers]),
-        logprobs_TKA=np.concatenate([answer.logprobs_BKA for answer in answers]),
+        instruction=episode.spec.instruction,
+        images_TNHWC=np.stack([observation.images_NHWC for observation in episode.observations]),
+        proprio_TP=np.stack([observation.proprio_P for observation in episode.observations]),
+        tokens_TKA=answers.tokens_BKA,
+        logprobs_TKA=answers.logprobs_BKA,
     )

@@ -1,197 +1,261 @@
-"""The driver's side of a rollout: keeps every slot of every environment worker busy and hands out episodes as they end.
+"""Running lists of episodes: the schedule decides, env workers and policy servers do, and this carries in between.
 
-The driver sees a spec going out and a small record coming back; trajectories stay in Ray's object store as references.
+The driver sees a spec going out and a small row coming back; trajectories stay in Ray's object store as references.
 """
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import ray
-
-from gripline import threads
-from gripline.config import EnvConfig
+from gripline.config import EnvConfig, RolloutConfig
 from gripline.envs import prepare
-from gripline.rollout.actors import Decoding, EnvWorker, EpisodeStats, PolicyFailedError, PolicyServer
+from gripline.errors import UserError
+from gripline.rollout.fleet import Event, Fleet, Hangs, Joined, Lost, Raised, ReplicaLost, Returned
+from gripline.rollout.messages import Decoding, Row, ServedPolicy
+from gripline.rollout.schedule import Action, Cancel, Drop, GiveUp, Replace, ReplaceReplica, Schedule, Start, Stop
+from gripline.rollout.standard import make_env_with, make_served_policy
 from gripline.rollout.stats import RolloutStats
-from gripline.types import EpisodeRecord, EpisodeSpec
+from gripline.rollout.trace import TraceEvent
+from gripline.types import Env, EpisodeRecord, EpisodeSpec
 
-MAX_TRIES = 3
-ACTOR_START_TIMEOUT_S = 300.0
-START_TRIES = 3
-OBJECT_STORE_BYTES = 512 * 2**20
-"""On this machine; an iteration's trajectories take some 20 MB."""
-EPISODE_TIMEOUT_S = 600.0
-"""If no episode at all ends for so long, something hangs."""
+CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One episode that ended. `trajectory` is an object reference (None if it was not kept or the simulator failed)."""
+    """One episode that ended. `trajectory` is an object reference; None if it was not kept or there is none."""
 
     index: int
-    """Position of the spec in the list that was given."""
+    """Position of the spec in what was given."""
     record: EpisodeRecord
-    stats: EpisodeStats
+    """Its `error` is not empty where the simulator failed, and where the episode was cancelled."""
     trajectory: Any
-
-
-@dataclass(frozen=True)
-class _Running:
-    """An episode that a worker is busy with."""
-
-    index: int
-    worker_index: int
-    worker: Any
-    trajectory: Any
-
-
-@contextmanager
-def ray_cluster(*, num_env_workers: int) -> Iterator[None]:
-    """A Ray cluster for as long as the block runs: the one that this process or `RAY_ADDRESS` already has, or a new one
-    on this machine with room for the actors asked for.
-
-    Actors ask for the custom resources 'env', 'policy' and 'learner', which a cluster's worker groups advertise. Only a
-    cluster that was started here is stopped at the end.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level="error", log_to_driver=False)
-    else:
-        start_local_cluster(num_env_workers=num_env_workers)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def start_local_cluster(*, num_env_workers: int) -> str:
-    """Start Ray on this machine and connect to it; returns the address at which other processes join.
-
-    It ends with this process, or with `ray.shutdown()`.
-    """
-    threads.set_defaults()  # Ray's processes inherit them
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    for tries_left in range(START_TRIES - 1, -1, -1):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=os.cpu_count(),
-                resources={"env": num_env_workers, "policy": 1, "learner": 1},
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                logging_level="error",
-            )
-            break
-        except Exception:
-            # Ray raises no narrower class when its processes need more than its fixed 30 s, on a busy laptop.
-            ray.shutdown()
-            if not tries_left:
-                raise
-    address: str = ray.get_runtime_context().gcs_address
-    return address
+    cancelled: bool = False
+    """Ended early, or never started, because it had become useless."""
 
 
 class RolloutEngine:
-    """Environment workers and a policy server, ready to run lists of episodes; needs a Ray cluster (`ray_cluster`)."""
+    """Env workers and policy servers, ready to run episodes; needs a Ray cluster (`ray_cluster`)."""
 
-    def __init__(self, env: EnvConfig, policy_dir: str, *, num_workers: int, slots_per_worker: int) -> None:
-        self._env = env
-        self._renderer = prepare(env)
-        self._slots = slots_per_worker
-        self.num_workers = num_workers
-        server = ray.remote(num_cpus=0, resources={"policy": 1}, max_concurrency=1000)(PolicyServer)
-        self.policy = server.remote(policy_dir)
-        self._workers = [self._start_worker() for _ in range(num_workers)]
-        started = [self.policy.ready.remote(), *(worker.warm_up.remote(env.tasks) for worker in self._workers)]
-        ray.get(started, timeout=ACTOR_START_TIMEOUT_S)
+    def __init__(
+        self,
+        make_env: Callable[[], Env],
+        make_policy: Callable[[], ServedPolicy],
+        config: RolloutConfig,
+        *,
+        warm_up: list[EpisodeSpec],
+    ) -> None:
+        """make_env, make_policy: are called in the workers and policy servers; must survive the trip there.
+
+        warm_up: specs that every worker resets its simulators to before the first episode. Raises UserError where
+        `config.reset_timeout_s` is shorter than such a reset takes.
+        """
+        self._config = config
+        self._fleet = Fleet(make_env, make_policy, config, warm_up)
+        self._unfinished: _Run | None = None
         self.last = RolloutStats()
-
-    def _start_worker(self) -> Any:
-        worker = ray.remote(num_cpus=0, resources={"env": 1}, max_concurrency=self._slots + 1)(EnvWorker)
-        return worker.remote(self._env, self.policy, self._slots, self._renderer)
+        """What the latest rollout cost; complete when its iterator is used up."""
+        self.record_trace = False
+        """Whether the next rollout is recorded."""
+        self.trace: list[TraceEvent] = []
+        """The latest recorded rollout."""
 
     def set_weights(self, weights: Any) -> None:
         """Weights by name (numpy arrays, or a reference to them) for every later episode."""
-        ray.get(self.policy.set_weights.remote(weights))
+        self._fleet.set_weights(weights)
 
-    def run(self, specs: list[EpisodeSpec], decoding: Decoding) -> Iterator[Finished]:
+    def run(
+        self,
+        specs: Iterable[EpisodeSpec],
+        decoding: Decoding,
+        *,
+        useless: Callable[[Finished], set[int]] | None = None,
+    ) -> Iterator[Finished]:
         """Run every spec exactly once and yield each as it ends, in no particular order.
 
-        An episode whose simulator or worker fails goes to the end of the line; after the last try it is recorded as an
-        infra error with the original message. If nothing at all ends for long, workers that hang are replaced.
+        specs: read as far as there are free slots, so they may be drawn while others run. useless: is told of every
+        episode that ends and names those that can certainly not be used any more; they end as cancelled. An episode
+        whose simulator fails, or whose worker is lost, is run again; after the last try it is recorded as an error of
+        the infrastructure. Raises UserError when the fault budget is spent, and RuntimeError when the policy fails.
         """
-        started = time.perf_counter()
-        self.last = RolloutStats()
-        ray.get(self.policy.take_counters.remote())
-        waiting = list(range(len(specs)))[::-1]
-        last_dispatch = started
-        tries = [0] * len(specs)
-        running: dict[Any, _Running] = {}
-        for worker_index in list(range(self.num_workers)) * self._slots:
-            if waiting:
-                self._dispatch(worker_index, waiting.pop(), specs, decoding, running)
-        while running:
-            done_refs, _ = ray.wait(list(running), num_returns=1, timeout=EPISODE_TIMEOUT_S)
-            if not done_refs:  # a simulator hangs: its worker is replaced like one that died
-                for hung in {id(episode.worker): episode.worker for episode in running.values()}.values():
-                    ray.kill(hung)
-                continue
-            episode = running.pop(done_refs[0])
-            finished = self._collect(done_refs[0], specs[episode.index], episode)
-            if finished.record.error and tries[episode.index] + 1 < MAX_TRIES:
-                tries[episode.index] += 1
-                self.last.retries += 1
-                waiting.insert(0, episode.index)  # behind the others: not with the same neighbours again
-            else:
-                self._count(finished)
-                yield finished
-            if waiting:
-                self._dispatch(episode.worker_index, waiting.pop(), specs, decoding, running)
-                last_dispatch = time.perf_counter()
-        self.last.wall_s = time.perf_counter() - started
-        self.last.tail_s = time.perf_counter() - last_dispatch
-        self.last.policy_busy_s, _ = ray.get(self.policy.take_counters.remote())
-
-    def _dispatch(
-        self, worker_index: int, index: int, specs: list[EpisodeSpec], decoding: Decoding, running: dict[Any, _Running]
-    ) -> None:
-        worker = self._workers[worker_index]
-        row, trajectory = worker.run_episode.options(num_returns=2).remote(specs[index], decoding)
-        running[row] = _Running(index, worker_index, worker, trajectory if decoding.keep_trajectory else None)
-
-    def _collect(self, done: Any, spec: EpisodeSpec, episode: _Running) -> Finished:
-        try:
-            record, stats = ray.get(done)
-            return Finished(episode.index, record, stats, episode.trajectory)
-        except ray.exceptions.RayActorError as error:
-            if self._workers[episode.worker_index] is episode.worker:  # its other episodes find a new one in place
-                self._workers[episode.worker_index] = self._start_worker()
-            reason = f"environment worker died: {error}"
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, PolicyFailedError):
-                raise RuntimeError(f"the policy server failed: {error.cause}") from error
-            reason = f"{type(error.cause).__name__}: {error.cause}"
-        record = EpisodeRecord(
-            spec=spec, success=False, num_steps=0, num_chunks=0, error=" ".join(reason.split())[:500]
-        )
-        return Finished(episode.index, record, EpisodeStats(0.0, 0.0, 0.0), None)
-
-    def _count(self, finished: Finished) -> None:
-        self.last.episodes += 1
-        self.last.env_steps += finished.record.num_steps
-        self.last.reset_s += finished.stats.reset_s
-        self.last.step_s += finished.stats.step_s
+        if self._unfinished is not None:  # the caller of the last rollout did not want to see its end
+            self._unfinished.abandon()
+        self._fleet.take_counters()
+        recorded = self.record_trace
+        if recorded:
+            self._fleet.set_tracing(True)
+        self._unfinished = run = _Run(self._fleet, iter(specs), decoding, useless or _none, self._config)
+        self.last = run.stats
+        yield from run.episodes()
+        self._unfinished = None
+        run.close_books()
+        if recorded:
+            self.trace = self._fleet.take_trace()
+            self._fleet.set_tracing(False)
 
     def __enter__(self) -> "RolloutEngine":
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop the actors; the Ray cluster itself stays for whoever started it."""
-        for actor in [*self._workers, self.policy]:
-            ray.kill(actor)
+        self._fleet.close()
+
+
+class _Run:
+    """One rollout: the schedule, the specs and references of what runs, and what it cost."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        specs: Iterator[EpisodeSpec],
+        decoding: Decoding,
+        useless: Callable[[Finished], set[int]],
+        config: RolloutConfig,
+    ) -> None:
+        self._fleet, self._specs, self._decoding, self._config = fleet, specs, decoding, config
+        self._useless = useless
+        self._schedule = Schedule(max_tries=config.max_tries, fault_budget=config.fault_budget)
+        self._open: dict[int, EpisodeSpec] = {}
+        self._num_drawn = 0
+        self._all_drawn = False
+        self._trajectories: dict[int, Any] = {}
+        self._ended: deque[Finished] = deque()
+        self._started_s = self._last_start_s = time.perf_counter()
+        self.stats = RolloutStats()
+        for worker in fleet.ready_workers:
+            self._do(self._join(worker))
+
+    def episodes(self) -> Iterator[Finished]:
+        """Every episode as it ends. Its slot is filled again before the caller gets it."""
+        finished: list[Finished] = []
+        while True:
+            while self._ended:
+                finished.append(self._ended.popleft())
+                self._cancel(self._useless(finished[-1]))
+            self._draw()
+            if not self._ended:
+                yield from finished
+                finished = []
+                if self._all_drawn and not self._schedule.num_open:
+                    return
+                self._do(self._note(self._fleet.next_event()))
+
+    def abandon(self) -> None:
+        """End early, and wait until the workers are free."""
+        self._all_drawn, self._useless = True, _none
+        self._cancel(set(self._open))
+        deque(self.episodes(), maxlen=0)
+
+    def close_books(self) -> None:
+        """Complete the statistics."""
+        stats, config = self.stats, self._config
+        now = time.perf_counter()
+        stats.wall_s, stats.tail_s = now - self._started_s, now - self._last_start_s
+        stats.env_capacity_s = stats.wall_s * config.env_workers * config.parallel_steps
+        stats.policy_capacity_s = stats.wall_s * config.policy_replicas
+        stats.retries, stats.faults = self._schedule.num_retries, self._schedule.faults.total()
+        for counters in self._fleet.take_counters():
+            stats.policy_busy_s += counters.busy_s
+            stats.policy_batches += counters.num_batches
+            stats.policy_rows += counters.num_rows
+            stats.queue_rows += counters.queue_rows
+            stats.queue_max = max(stats.queue_max, counters.queue_max)
+
+    def _cancel(self, indices: set[int]) -> None:
+        if indices:
+            self._do(self._schedule.useless(indices))
+
+    def _join(self, worker: int) -> list[Action]:
+        return self._schedule.worker_joined(worker, self._config.slots_per_worker + self._config.spare_slots)
+
+    def _draw(self) -> None:
+        """Take specs as long as one could start at once."""
+        while not self._all_drawn and self._schedule.has_room:
+            spec = next(self._specs, None)
+            if spec is None:
+                self._all_drawn = True
+                return
+            self._open[self._num_drawn] = spec
+            self._num_drawn += 1
+            self._do(self._schedule.add())
+
+    def _note(self, event: Event) -> list[Action]:
+        """Tell the schedule what happened."""
+        match event:
+            case Joined(worker):
+                return self._join(worker)
+            case Returned(worker, index, row):
+                self._book(index, row)
+                return self._schedule.episode_ended(worker, index)
+            case Raised(worker, index, reason):
+                return self._schedule.episode_failed(worker, index, reason)
+            case Lost(worker, reason):
+                return self._schedule.worker_lost(worker, reason)
+            case Hangs(worker, key, reason):
+                hanging = [index for index in self._schedule.running_on(worker) if self._open[index].key == key]
+                return self._schedule.deadline_passed(worker, hanging[0], reason) if hanging else []
+            case ReplicaLost(replica, reason):
+                return self._schedule.replica_lost(replica, reason)
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start(worker, index):
+                    trajectory = self._fleet.start_episode(worker, index, self._open[index], self._decoding)
+                    self._trajectories[index] = trajectory if self._decoding.keep_trajectory else None
+                    self._last_start_s = time.perf_counter()
+                case Cancel(worker, index):
+                    self._fleet.cancel(worker, self._open[index])
+                case Drop(index):
+                    self._end(index, _nothing_of(self._open[index], CANCELLED), None, cancelled=True)
+                case GiveUp(index, reason):
+                    self._end(index, _nothing_of(self._open[index], reason), None)
+                case Replace(worker):
+                    self._fleet.replace_worker(worker)
+                case ReplaceReplica(replica):
+                    self._fleet.replace_replica(replica)
+                case Stop(reason):
+                    problem = f"more faults than the {self._config.fault_budget} that a rollout may have: {reason}"
+                    raise UserError("rollout", "rollout.fault_budget", problem, "mend the cause, or raise the budget")
+
+    def _book(self, index: int, row: Row) -> None:
+        stats = self.stats
+        stats.resets += 1
+        stats.reset_s += row.reset_s
+        stats.step_s += row.step_s
+        if row.cancelled:
+            stats.dead_steps += row.record.num_steps
+            self._end(index, row.record.model_copy(update={"error": CANCELLED}), None, cancelled=True)
+        else:
+            stats.episodes += 1
+            stats.env_steps += row.record.num_steps
+            self._end(index, row.record, self._trajectories[index])
+
+    def _end(self, index: int, record: EpisodeRecord, trajectory: Any, *, cancelled: bool = False) -> None:
+        del self._open[index]
+        self._trajectories.pop(index, None)
+        self.stats.cancelled += cancelled
+        self._ended.append(Finished(index, record, trajectory, cancelled))
+
+
+def _none(finished: Finished) -> set[int]:
+    return set()
+
+
+def _nothing_of(spec: EpisodeSpec, why: str) -> EpisodeRecord:
+    """The record of an episode that did not come to its end."""
+    return EpisodeRecord(spec=spec, success=False, num_steps=0, num_chunks=0, error=why)
+
+
+def standard_engine(env: EnvConfig, policy_dir: str, config: RolloutConfig) -> RolloutEngine:
+    """The engine of the stages: the environment that `env` names and the checkpoint at `policy_dir`."""
+    renderer = prepare(env)
+    warm_up = [
+        EpisodeSpec(suite=env.suite, task=task, instruction="", init_seed=0, split="train") for task in env.tasks
+    ]
+    return RolloutEngine(
+        partial(make_env_with, env, renderer), partial(make_served_policy, policy_dir), config, warm_up=warm_up
+    )

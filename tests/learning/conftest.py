@@ -28,12 +28,10 @@ PROFILE = {
         "min_mixed_groups": 1,
         "checkpoint_every": 2,
         "validate_every": 2,
-        "env_workers": 1,
-        "slots_per_worker": 4,
         "learner_threads": 1,
         "lr": 1e-3,
     },
-    "eval": {"env_workers": 1, "slots_per_worker": 4},
+    "rollout": {"env_workers": 1, "slots_per_worker": 4},
 }
 
 
@@ -60,12 +58,8 @@ class FakeTracker:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_ray_cluster():
-    """Started once: every stage joins the cluster that its process already has."""
-    from gripline.rollout.engine import ray_cluster
-
-    with ray_cluster(num_env_workers=4):
-        yield
+def _one_ray_cluster(shared_ray):
+    """Every stage joins the cluster that its process already has."""
 
 
 @pytest.fixture(autouse=True)

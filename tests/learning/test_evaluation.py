@@ -1,9 +1,5 @@
-"""Evaluation: every listed episode once, the same bytes whatever the number of workers, and after a worker's death."""
+"""Evaluation: every listed episode once, and the same bytes whatever the number of workers."""
 
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,16 +8,18 @@ from learning.conftest import context_json
 
 from components.eval import evaluate
 from gripline import stages
+from gripline.envs.suites import env_spec
 from gripline.errors import UserError
-from gripline.rollout.actors import Decoding
-from gripline.rollout.engine import RolloutEngine
+from gripline.policies import build_policy, save_policy
+from gripline.rollout.engine import standard_engine
 
 
 def _evaluate(tuned, folder: Path, *, workers: int = 1, slots: int = 3) -> bytes:
     profile, splits_path, splits, uri = tuned
     section = stages.EvalStage(
         env=profile.env,
-        eval=profile.eval.model_copy(update={"env_workers": workers, "slots_per_worker": slots}),
+        rollout=profile.rollout.model_copy(update={"env_workers": workers, "slots_per_worker": slots}),
+        eval=profile.eval,
         seed=1,
     )
     path = folder / "copy.jsonl"
@@ -51,48 +49,26 @@ def test_an_interrupted_evaluation_keeps_what_it_had_and_gives_the_same_file(tun
     assert _evaluate(tuned, tmp_path / "parts") == whole
 
 
-def test_another_policy_in_a_finished_folder_is_refused(tuned, tmp_path):
-    _evaluate(tuned, tmp_path)
-    stage_file = tmp_path / "eval-sft" / "stage.json"
-    stage_file.write_text(stage_file.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+def test_results_of_another_policy_are_refused_whether_finished_or_not(tuned, tmp_path):
+    """Catches: episodes of one policy that are counted, or continued, as another's."""
+    profile, splits_path, splits, _ = tuned
+    policy = build_policy(profile.policy, env_spec(profile.env), instructions=["touch the red square"], seed=9)
+    policy.heads_trained = ("token",)
+    save_policy(tmp_path / "other", policy, env=profile.env, stage="sft")
+    other = (profile, splits_path, splits, str(tmp_path / "other"))
+
+    _evaluate(tuned, tmp_path / "run")
     with pytest.raises(UserError, match="finished with other inputs"):
-        _evaluate(tuned, tmp_path)
-
-
-def test_episodes_of_a_killed_worker_are_run_again_and_come_out_the_same(tuned):
-    profile, _, splits, uri = tuned
-    specs = splits.lists["iid"] + splits.lists["ood"]
-    with RolloutEngine(profile.env, uri, num_workers=2, slots_per_worker=2) as engine:
-        calm = {done.record.spec.key: done.record for done in engine.run(specs, Decoding(greedy=True))}
-        victim = ray.get(engine._workers[0].warm_up.remote(()))
-        threading.Timer(0.02, os.kill, (victim, signal.SIGKILL)).start()
-        stormy = {done.record.spec.key: done.record for done in engine.run(specs, Decoding(greedy=True))}
-        deadline = time.monotonic() + 30
-        while engine.last.retries == 0 and time.monotonic() < deadline:  # it outlived the run
-            stormy = {done.record.spec.key: done.record for done in engine.run(specs, Decoding(greedy=True))}
-        assert engine.last.retries > 0
-    assert stormy == calm
-
-
-def test_a_simulator_that_always_fails_is_an_infra_error_not_a_failure(tuned):
-    profile, _, splits, uri = tuned
-    good, bad = splits.lists["iid"][0], splits.lists["iid"][1].model_copy(update={"task": "toy-green"})
-    with RolloutEngine(profile.env, uri, num_workers=1, slots_per_worker=1) as engine:
-        records = {done.index: done.record for done in engine.run([good, bad], Decoding(greedy=True))}
-    assert not records[0].error
-    assert "toy-green" in records[1].error and not records[1].success
-
-
-def test_a_policy_that_fails_in_the_middle_stops_the_run_at_once(tuned):
-    profile, _, splits, uri = tuned
-    too_long = splits.lists["iid"][0].model_copy(update={"instruction": "touch the red square " * 20})
-    with (
-        RolloutEngine(profile.env, uri, num_workers=1, slots_per_worker=1) as engine,
-        pytest.raises(RuntimeError, match="policy server failed"),
-    ):
-        list(engine.run([too_long], Decoding(greedy=True)))
+        _evaluate(other, tmp_path / "run")
+    folder = tmp_path / "run" / "eval-sft"
+    (folder / "stage.json").unlink()  # killed before it was finished
+    (folder / "results.jsonl").rename(folder / "results.jsonl.partial")
+    with pytest.raises(UserError, match="begun with other inputs"):
+        _evaluate(other, tmp_path / "run")
+    _evaluate(tuned, tmp_path / "run")
+    assert _evaluate(other, tmp_path / "another run") != (folder / "results.jsonl").read_bytes()
 
 
 def test_a_policy_that_cannot_be_loaded_stops_the_run_at_once(tuned, tmp_path):
     with pytest.raises(ray.exceptions.RayError, match="no such checkpoint"):
-        RolloutEngine(tuned[0].env, str(tmp_path / "nowhere"), num_workers=1, slots_per_worker=1)
+        standard_engine(tuned[0].env, str(tmp_path / "nowhere"), tuned[0].rollout)

@@ -84,8 +84,8 @@ def test_wrong_behaviour_logprobs_are_refused_before_anything_is_learned(tuned):
     before = actor.weights()
     trajectory = _trajectory(actor._learner, 4)
     wrong = replace(trajectory, logprobs_TKA=trajectory.logprobs_TKA + 0.1)
-    answer = actor.update([ray.put(wrong)], [1.0], 0)
+    answer = actor.update([ray.put(wrong)], [1.0], 0, num_old=0)
     assert answer == {"refused": pytest.approx(0.1, abs=1e-4)}
     assert all(np.array_equal(before[name], value) for name, value in actor.weights().items())
-    assert "logprob_gap" in actor.update([ray.put(trajectory)], [1.0], 0)
-    assert "logprob_gap" not in actor.update([ray.put(trajectory)], [1.0], 1)
+    assert "logprob_gap" in actor.update([ray.put(trajectory)], [1.0], 0, num_old=0)
+    assert "logprob_gap" not in actor.update([ray.put(trajectory)], [1.0], 1, num_old=0)

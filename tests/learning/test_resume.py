@@ -16,7 +16,10 @@ def _train(tuned, folder: Path, iterations: int, **changes):
 
     profile, splits_path, splits, uri = tuned
     section = stages.RlStage(
-        env=profile.env, rl=profile.rl.model_copy(update={"iterations": 4, **changes}), seed=profile.seed
+        env=profile.env,
+        rollout=profile.rollout,
+        rl=profile.rl.model_copy(update={"iterations": 4, **changes}),
+        seed=profile.seed,
     )
     stopped = rl.Trainer.train if iterations == 4 else _stop_after(iterations)
     with pytest.MonkeyPatch.context() as patch:
@@ -58,12 +61,19 @@ def _weights(uri: str) -> dict[str, np.ndarray]:
     return load_file(Path(uri) / "model.safetensors")
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_two_iterations_resumed_to_four_equal_four_in_one_go(tuned, tmp_path, method):
-    whole = _train(tuned, tmp_path / "whole", 4, method=method)
+KEPT = {"surplus": "keep", "min_mixed_groups": 1, "allocation": "adaptive"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": "full"}, {"method": "lora"}, KEPT, {"overlap": True, "checkpoint_every": 2, "validate_every": 4}],
+    ids=["full", "lora", "kept groups", "overlap"],
+)
+def test_two_iterations_resumed_to_four_equal_four_in_one_go(tuned, tmp_path, changes):
+    whole = _train(tuned, tmp_path / "whole", 4, **changes)
     with pytest.raises(_KilledError):
-        _train(tuned, tmp_path / "parts", 2, method=method)
-    resumed = _train(tuned, tmp_path / "parts", 4, method=method)
+        _train(tuned, tmp_path / "parts", 2, **changes)
+    resumed = _train(tuned, tmp_path / "parts", 4, **changes)
 
     def curve(folder: str) -> list[dict[str, float]]:
         rows = [json.loads(line) for line in (tmp_path / folder / "rl" / "metrics.jsonl").read_text().splitlines()]
@@ -87,4 +97,4 @@ def test_two_iterations_resumed_to_four_equal_four_in_one_go(tuned, tmp_path, me
     ]
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
     trained = {name: tensors[0][name].numpy() for name in before if name in tensors[0]}
-    assert method == "lora" or any(not np.array_equal(trained[name], before[name]) for name in trained)
+    assert "lora" in changes.values() or any(not np.array_equal(trained[name], before[name]) for name in trained)

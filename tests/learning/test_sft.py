@@ -1,9 +1,16 @@
 """Supervised fine-tuning: what a label is, what a checkpoint says, and that either method starts from the other's."""
 
+import json
+import multiprocessing
+import os
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from learning.conftest import context_json
+from learning.conftest import FakeTracker, context_json
 
 from components.sft.learning import augment, cross_entropy, soft_labels
 from gripline import stages
@@ -91,6 +98,87 @@ def test_lora_sft_makes_a_checkpoint_that_needs_no_adapter(tuned, tmp_path):
     vla = load_policy(fetch(result["uri"]))
     assert not any("lora" in name for name, _ in vla.named_parameters())
     assert (fetch(result["uri"]) / "lora_adapter").is_dir()
+
+
+def _tune_and_die(arguments: dict[str, str], killed_at: int) -> None:
+    """SFT that saves its state at every third step, in a process of its own, which SIGKILL ends after a step."""
+    from components.sft import train as sft
+    from gripline import progress, tracking
+
+    save = sft._save_state
+
+    def emit(stage: str, event: str, *, done: int = 0, **rest: object) -> None:
+        if event == "advance" and done == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    progress.emit, tracking.stage_run = emit, lambda context, stage: nullcontext(FakeTracker())
+    sft._save_state = lambda learner, path, step: step % 3 or save(learner, path, step)
+    sft.run(**arguments, state_every_s=0.0)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_sft_killed_in_the_middle_and_resumed_is_sft_in_one_go(tuned, tmp_path, method):
+    """Catches: a batch, a dropout mask, an Adam moment or a row of the curve that a resume draws or counts anew."""
+    from components.sft import train as sft
+    from gripline.config import LoraConfig
+
+    profile, splits_path, splits, _ = tuned
+    lora = LoraConfig(rank=4, alpha=8, dropout=0.3)
+    config = profile.sft.model_copy(update={"method": method, "lora": lora, "steps": 9, "eval_every": 3})
+    section = stages.SftStage(env=profile.env, policy=profile.policy, sft=config, seed=1)
+    whole, parts = (
+        {
+            "context": context_json(tmp_path / name, splits),
+            "config": section.model_dump_json(),
+            "demos_path": str(splits_path.parent / "demos"),
+            "checkpoint_uri": "",
+        }
+        for name in ("whole", "parts")
+    )
+    sft.run(**whole)
+    process = multiprocessing.get_context("spawn").Process(target=_tune_and_die, args=(parts, 8))
+    process.start()
+    process.join(100)
+    assert process.exitcode == -signal.SIGKILL
+    assert torch.load(tmp_path / "parts" / "sft" / "state.pt", weights_only=True)["step"] == 6
+    sft.run(**parts)
+    first, second = (_result(tmp_path / name) for name in ("whole", "parts"))
+    assert first == second and len(first[0]) == 9
+
+
+def _result(folder: Path) -> tuple[list[str], bytes]:
+    """(the curve's rows, the weights)."""
+    rows = (folder / "sft" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(len(rows)))
+    return rows, (folder / "sft" / "checkpoint" / "model.safetensors").read_bytes()
+
+
+def test_dropout_is_drawn_from_seed_and_step(tuned):
+    """Catches: a step whose result depends on what the process drew before; a mask that is the same at every step."""
+    from components.sft.learning import SupervisedLearner
+    from gripline.config import LoraConfig
+    from gripline.policies import load_policy
+    from gripline.policies.lora import apply_lora
+
+    profile, splits_path, _, uri = tuned
+    demos = DemoSet.load(splits_path.parent / "demos")
+
+    def losses(dropout: float, *, disturb: int) -> list[float]:
+        torch.manual_seed(disturb)
+        vla = apply_lora(load_policy(fetch(uri)), LoraConfig(rank=4, alpha=8, dropout=dropout), seed=1)
+        for name, parameter in vla.named_parameters():
+            if "lora_B" in name:  # they begin as zeros, where dropout changes nothing
+                torch.nn.init.constant_(parameter, 0.05)
+        learner = SupervisedLearner(vla, demos, demos, profile.sft.model_copy(update={"lr": 1e-9}), seed=1)
+        drawn = torch.random.get_rng_state()
+        found = [learner._step(step) for step in (3, 3, 4)]
+        assert torch.equal(torch.random.get_rng_state(), drawn)
+        return found
+
+    with_dropout = losses(0.3, disturb=1)
+    assert with_dropout == losses(0.3, disturb=2)
+    assert with_dropout[0] == pytest.approx(with_dropout[1], rel=1e-5)
+    assert with_dropout != losses(0.0, disturb=1)
 
 
 def test_an_unreadable_dataset_is_one_line(tmp_path):

@@ -27,7 +27,8 @@ def test_committed_yaml_is_what_the_code_compiles_to(tmp_path: Path, capsys: pyt
 
 
 def test_compile_refuses_bad_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for place in (tmp_path / "graph.txt", tmp_path / "missing" / "graph.yaml"):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "graph.txt", tmp_path / "file" / "graph.yaml"):
         with pytest.raises(SystemExit) as ended:
             main(["compile", "--out", str(place)])
         assert ended.value.code == 2

@@ -112,13 +112,24 @@ def test_success_completes_the_summary_and_is_final(tmp_path: Path, results: Pat
     assert summary.peak_memory_mb > 50  # two Python processes
     assert "[first] start" in output and "[first] advance 3/3" in output  # plain lines: no terminal here
     assert "warning: first: this is only a test" in output
-    for told in ("IID", "camera", "push", "not promoted", "report:", f"sqlite:///{tmp_path}/mlflow.db"):
+    for told in (
+        "IID",
+        "camera",
+        "push",
+        "not promoted",
+        "report:",
+        f"sqlite:///{tmp_path}/mlflow.db\n        then http://",
+    ):
         assert told in output, told
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     code, _, errors = finish(start("succeeds", out, results=results))
     assert (code, errors) == (2, f"gripline: {out}: --out: holds a finished run; choose another --out\n")
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_runs_of_a_server_are_one_address() -> None:
+    assert local._mlflow_address("http://mlflow:5000/", "/#/page") == "http://mlflow:5000/#/page"
 
 
 def test_user_error_is_one_line_and_only_the_same_run_continues(tmp_path: Path) -> None:

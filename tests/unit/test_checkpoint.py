@@ -117,7 +117,7 @@ def test_an_existing_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
 def test_a_parent_that_cannot_be_written_to(tmp_path: Path) -> None:
     """Catches a traceback where a file stands in the way."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be written"):
         write(tmp_path / "file" / "checkpoint")
 
 

@@ -104,7 +104,7 @@ def test_finished_means_measured(tmp_path: Path) -> None:
 
 def test_interrupted_first_write_is_no_record(tmp_path: Path) -> None:
     """A folder whose inputs were half written belongs to nobody yet."""
-    (tmp_path / ".profile.yaml.part").write_text("name: sm")
+    (tmp_path / ".part-profile.yaml").write_text("name: sm")
     with claim(INPUTS, tmp_path) as folder:
         assert not folder.continued
     assert run_folder.PROFILE_FILE in {entry.name for entry in tmp_path.iterdir()}

@@ -1,5 +1,10 @@
 """Meta-World's looks, labels, renderers and registry entries."""
 
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -162,6 +167,16 @@ def test_a_machine_without_a_renderer_says_what_to_install(monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"egl: OSError: no such library; osmesa.*apt-get install"):
         gl.choose_renderer("auto")
     assert set(gl.probe_renderers()) == {"egl", "osmesa"}
+
+
+def test_the_makefile_s_check_says_which_renderer_and_nothing_else() -> None:
+    """Catches: warnings of the module machinery at the head of `make demo`."""
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    line = next(line for line in makefile.splitlines() if line.startswith("DRAWS := "))
+    command = [sys.executable, *shlex.split(line)[3:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("renderer: ")
 
 
 def test_a_renderer_is_probed_once_and_inherited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,25 +2,32 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import tokenizers
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from gripline.checkpoint import check_fits, checkpoint_hash, read_manifest
+from gripline.config import EnvConfig
 from gripline.errors import UserError
+from gripline.policies import load_policy
 from gripline.policies.actions import ActionStatistics, normalised_from_tokens, tokens_from_normalised
 from gripline.policies.architecture import Architecture, FusedVitTower, openvla_7b
 from gripline.policies.images import centre_crop, lanczos_resize, libero_image
+from gripline.policies.importing import Purpose, import_openvla
 from gripline.policies.inference import token_logprobs
 from gripline.policies.openvla import NUM_PARAMETERS_7B, load_openvla, read_architecture
 from gripline.policies.tokenizer import TextEncoder, word_tokenizer
 from gripline.policies.vla import STOP_ID, VLA
+from gripline.types import EnvSpec
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "data" / "oft_golden"
 PACK = GOLDEN / "tiny_token_head"
@@ -365,6 +372,114 @@ def test_bad_openvla_directories(checkpoint: Path, tmp_path: Path) -> None:
     (incomplete / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(UserError, match="model_type"):
         miniature(incomplete)
+
+
+PURPOSE = Purpose(dataset="libero_10", suite="libero", cameras=("front",), dtype="float32")
+
+
+@needs_golden
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_imported_checkpoint_is_one_of_ours(
+    checkpoint: Path, tmp_path: Path, dtype: Literal["float32", "bfloat16"]
+) -> None:
+    """Catches weights, statistics or words that are lost on the way, and a checkpoint that nobody can start from."""
+    out = tmp_path / "imported"
+    hash_ = import_openvla(checkpoint, out, replace(PURPOSE, dtype=dtype), miniature(checkpoint))
+    manifest = read_manifest(out)
+    assert (checkpoint_hash(out), manifest.provenance.stage) == (hash_, "import")
+    assert manifest.heads_trained == ("token",)
+    contract = manifest.contract
+    assert (contract.suite, contract.cameras, contract.image_size_px) == ("libero", ("front",), 224)
+    assert (contract.action_dim, contract.num_actions, contract.hold_steps, contract.proprio_dim) == (7, 8, 1, 0)
+    spec = EnvSpec(
+        suite="libero",
+        tasks=("put",),
+        cameras=("front",),
+        image_size_px=224,
+        proprio_dim=8,
+        action_dim=7,
+        action_low_A=(-1.0,) * 7,
+        action_high_A=(1.0,) * 7,
+        control_hz=20.0,
+        horizon_steps=520,
+        success_means="it is there",
+    )
+    check_fits(manifest, spec, EnvConfig(tasks=("put",), hold_steps=1), where="imported")
+    policy = load_policy(out)
+    expected = arrays("token_head.npz")
+    with torch.no_grad():
+        logits = policy(*token_head_inputs())
+    assert next(policy.parameters()).dtype == getattr(torch, dtype)
+    if dtype == "float32":
+        np.testing.assert_allclose(ascending_ids(logits), expected["logits_256"], atol=2e-4)
+        actions = policy.decode_actions(logits.argmax(-1).numpy())
+        np.testing.assert_allclose(actions, expected["unnormalized_actions_256_argmax"], atol=1e-6)
+    ids, _ = policy.encode_text(["open the robot"])
+    assert ids[0, 0] == 1 and 29_871 in ids[0]
+
+
+@needs_golden
+def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """Catches tracebacks for missing, torn and foreign files, and half a checkpoint where one was refused."""
+    architecture = miniature(checkpoint)
+
+    def refusal(name: str, content: bytes | None, purpose: Purpose = PURPOSE) -> str:
+        """With one file replaced, or without it."""
+        directory = checkpoint_copy(PACK, tmp_path / "source")
+        if content is None:
+            (directory / name).unlink()
+        elif name:
+            (directory / name).unlink(missing_ok=True)
+            (directory / name).write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            import_openvla(directory, tmp_path / "out", purpose, architecture)
+        shutil.rmtree(directory)
+        assert "\n" not in caught.value.line and caught.value.next_step
+        assert list(tmp_path.iterdir()) == []
+        return caught.value.line
+
+    weights = load_file(PACK / "model.safetensors")
+    weights["projector.fc1.weight"] = weights["projector.fc1.weight"][:, :-1].contiguous()
+    assert "size mismatch for projector.fc1.weight" in refusal("model.safetensors", save(weights))
+    assert "config.json: is missing" in refusal("config.json", None)
+    assert "model.safetensors: unreadable" in refusal("model.safetensors", None)
+    assert "model.safetensors: unreadable" in refusal("model.safetensors", b"\x08\x00")
+    assert "tokenizer.json: not a readable tokenizer" in refusal("tokenizer.json", None)
+    assert "dataset_statistics.json: Invalid JSON" in refusal("dataset_statistics.json", b"{")
+    assert "Field required" in refusal("dataset_statistics.json", b'{"libero_10": {}}')
+    assert "model.safetensors.index.json: weight_map" in refusal("model.safetensors.index.json", b"{}")
+    index = b'{"weight_map": {"projector.fc1.bias": "model-00001.safetensors"}}'
+    assert "model-00001.safetensors: unreadable" in refusal("model.safetensors.index.json", index)
+    assert "did you mean 'libero_10_no_noops'" in refusal("", b"", replace(PURPOSE, dataset="libero_11"))
+    assert "L1-regression" in refusal("action_head--1_checkpoint.pt", b"")
+
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="--out: exists already"):
+        import_openvla(checkpoint, tmp_path / "out", PURPOSE, architecture)
+
+
+@needs_golden
+def test_a_torn_proprio_projector_is_one_line(tmp_path: Path) -> None:
+    directory = checkpoint_copy(PACK, tmp_path / "source")
+    (directory / "proprio_projector--1_checkpoint.pt").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(UserError, match=r"proprio_projector--1_checkpoint\.pt: unreadable") as caught:
+        load_openvla(directory, miniature(directory, proprio_dim=8), dataset="libero_10", bounds="q01_q99")
+    assert "\n" not in caught.value.line
+
+
+@needs_golden
+def test_the_command_reads_the_architecture_from_the_files(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The miniature's towers are smaller than the published ones: all of the command but the writing runs."""
+    from pipelines.cli import main
+
+    options = ["--dataset", "libero_10", "--suite", "libero", "--camera", "front", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        main(["import", str(checkpoint), *options])
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2 and errors.count("\n") == 1
+    assert f"gripline: {checkpoint}: weights do not fit the architecture: " in errors
 
 
 def test_prompt_is_built_as_in_training() -> None:

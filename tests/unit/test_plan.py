@@ -125,7 +125,8 @@ def test_tracking_uri_is_the_nearest_given(
         ({"profile": "name: x\nenv: {tasks: [nosuch-v3]}\n"}, "unknown task 'nosuch-v3'"),
         ({"store_uri": ""}, "store_uri: is empty"),
         ({"store_uri": "memory://runs"}, "tracking_uri: is empty"),
-        ({"store_uri": "gopher://runs", "tracking_uri": "http://mlflow"}, "store_uri: cannot be read and written"),
+        ({"store_uri": "gopher://runs", "tracking_uri": "http://mlflow"}, "gopher://runs/first/.*: cannot be used"),
+        ({"tracking_uri": "http://me:secret@mlflow"}, "http://mlflow: tracking_uri: holds a password"),
         ({"checkpoint_uri": "/no/such"}, "/no/such: does not exist"),
         ({"checkpoint_uri": "memory://no/such", "tracking_uri": "http://mlflow"}, "manifest.json: does not exist"),
     ],
@@ -157,6 +158,18 @@ def test_remote_store_holds_the_record(tmp_path: Path, tracking: FakeTracking) -
     assert kept == {"profile.yaml", "checkpoint.txt", CONTEXT_FILE}
     with pytest.raises(UserError, match="seed is 3 here"):
         run_plan(tmp_path, store_uri=store, tracking_uri="http://mlflow", seed=3)
+
+
+def test_a_password_of_the_environment_is_written_nowhere(
+    tmp_path: Path, tracking: FakeTracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a password in context.json, in the profile, in a step's parameters or in MLflow's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow:5000")
+    planned = run_plan(tmp_path)
+    assert RunContext.model_validate_json(planned.context).tracking_uri == "https://mlflow:5000"
+    assert "secret" not in " ".join(planned) + repr(vars(tracking))
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written and not [path for path in written if b"secret" in path.read_bytes()]
 
 
 def test_step_image_is_of_this_version() -> None:

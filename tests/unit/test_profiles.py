@@ -53,6 +53,10 @@ def test_overrides_win_over_the_file_and_seed_over_both() -> None:
         ("env.tasks=[]", "--set: env.tasks: "),
         ("env.tasks=[1]", "--set: env.tasks[0]: must be a valid string, got 1"),
         ("rl.keep_success=[0.1]", "--set: rl.keep_success[1]: is missing"),
+        ("rollout.slots_per_worker=0", "--set: rollout.slots_per_worker: must be greater than or equal to 1, got 0"),
+        ("rollout.reset_timeout_s=0", "--set: rollout.reset_timeout_s: must be greater than 0, got 0"),
+        ("rollout.parallel_steps=18", "--set: rollout: parallel_steps 18 exceeds the 17 slots of a worker"),
+        ("rl.env_workers=2", "--set: rl.env_workers: unknown key"),
         ("variation.light=[2, 1]", "--set: variation: light: low 2.0 and high 1.0 must satisfy"),
     ],
 )

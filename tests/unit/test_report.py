@@ -130,6 +130,7 @@ def test_the_page_says_what_matters(data):
         "✗ inputs: keeps 94% of its success",
         "the handle is near its open position.",
         "1 h 01 min",
+        "these stages together",
         "1,234,567",
         "0123456789abcdef",
         "abc123",

@@ -158,7 +158,7 @@ def test_a_disk_that_takes_nothing_is_one_line(tmp_path):
         write_results(blocked / "results.jsonl", [record(0)])
     writer = ResultsWriter(tmp_path / "results.jsonl")
     (tmp_path / "results.jsonl.partial").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="the disk is full"):
         writer.append(record(0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "results.jsonl.partial"]
 

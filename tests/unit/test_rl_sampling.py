@@ -1,14 +1,14 @@
 """Dynamic sampling and the resumable state, without Ray or torch."""
 
+import itertools
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components.rl import state as state_files
-from components.rl.sampling import draw_round, group_outcomes, noise_seed, select
+from components.rl.sampling import Round, allocate, draw_round, noise_seed
 from components.rl.state import RlState
 from gripline.config import RlConfig
 from gripline.errors import UserError
@@ -30,7 +30,7 @@ def _save_tensors(path: str) -> None:
 
 
 def test_members_share_the_initial_state_and_nothing_else():
-    specs = draw_round(_train(), {"task-0": 0, "task-1": 0}, RlConfig(groups_per_task=2, group_size=4), seed=1)
+    specs = draw_round(_train(), {"task-0": 0, "task-1": 0}, {"task-0": 2, "task-1": 2}, group_size=4, seed=1)
     assert len(specs) == 2 * 2 * 4
     for first in range(0, len(specs), 4):
         group = specs[first : first + 4]
@@ -41,14 +41,14 @@ def test_members_share_the_initial_state_and_nothing_else():
 
 
 def test_rounds_go_on_where_the_last_one_stopped_and_noise_differs_after_a_wrap():
-    train, config = _train(tasks=1, states=2), RlConfig(groups_per_task=2, group_size=2)
+    train, counts = _train(tasks=1, states=2), {"task-0": 2}
     drawn = {"task-0": 0}
-    first = draw_round(train, drawn, config, seed=1)
-    second = draw_round(train, drawn, config, seed=1)
+    first = draw_round(train, drawn, counts, group_size=2, seed=1)
+    second = draw_round(train, drawn, counts, group_size=2, seed=1)
     assert drawn == {"task-0": 4}
     assert [spec.init_seed for spec in first] == [spec.init_seed for spec in second]
     assert not {spec.noise_seed for spec in first} & {spec.noise_seed for spec in second}
-    resumed = draw_round(train, {"task-0": 2}, config, seed=1)
+    resumed = draw_round(train, {"task-0": 2}, counts, group_size=2, seed=1)
     assert resumed == second
 
 
@@ -61,23 +61,25 @@ def test_noise_depends_on_every_part_of_the_name():
 @given(st.lists(st.booleans(), min_size=8, max_size=64), st.sets(st.integers(0, 63)))
 def test_only_members_of_mixed_groups_are_learned_from(outcomes, failed):
     outcomes = outcomes[: len(outcomes) // 4 * 4]
-    specs = draw_round(
-        _train(tasks=1), {"task-0": 0}, RlConfig(groups_per_task=len(outcomes) // 4, group_size=4), seed=0
-    )
-    success = {index: value for index, value in enumerate(outcomes) if index not in failed}
-    chosen = select(group_outcomes(specs, success, 4), RlConfig(group_size=4, keep_success=(0.1, 0.9)))
-    used = {index for index, _ in chosen}
-    assert not used & failed
+    specs = draw_round(_train(tasks=1), {"task-0": 0}, {"task-0": len(outcomes) // 4}, group_size=4, seed=0)
+    round_ = Round(specs, RlConfig(group_size=4, keep_success=(0.1, 0.9)), needed=1)
+    success = {index: None if index in failed else value for index, value in enumerate(outcomes)}
+    for index, value in success.items():
+        round_.ended(index, value)
+    learned = {
+        index: value for mixed in round_.taken() for index, value in zip(mixed.members, mixed.advantages, strict=True)
+    }
+    assert not set(learned) & failed
     for first in range(0, len(outcomes), 4):
-        members = [index for index in range(first, first + 4) if index in success]
-        mixed = len({success[index] for index in members}) == 2
-        assert used & set(members) == (set(members) if mixed else set())
-    assert all((advantage > 0) == success[index] for index, advantage in chosen)
+        members = [index for index in range(first, first + 4) if index not in failed]
+        both = len({success[index] for index in members}) == 2
+        assert set(learned) & set(members) == (set(members) if both else set())
+    assert all((advantage > 0) == success[index] for index, advantage in learned.items())
 
 
 def test_state_is_written_whole_and_old_ones_are_dropped(tmp_path):
     for iteration in (2, 4, 6):
-        state = RlState(fingerprint="f", iteration=iteration, drawn={"a": iteration})
+        state = RlState(fingerprint="f", iteration=iteration, drawn={"a": iteration}, mixed_share={})
         state_files.write(tmp_path, state, _save_tensors, keep=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["iteration-000004", "iteration-000006"]
     newest = state_files.latest(tmp_path)
@@ -88,15 +90,15 @@ def test_a_full_disk_leaves_the_older_state_alone(tmp_path):
     def disk_full(path: str) -> None:
         raise OSError(28, "No space left on device")
 
-    state = RlState(fingerprint="f", iteration=2, drawn={})
+    state = RlState(fingerprint="f", iteration=2, drawn={}, mixed_share={})
     state_files.write(tmp_path, state, _save_tensors, keep=2)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="the disk is full"):
         state_files.write(tmp_path, state.model_copy(update={"iteration": 4}), disk_full, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["iteration-000002"]
 
 
 def test_state_of_another_configuration_or_a_damaged_one_is_refused(tmp_path):
-    state = RlState(fingerprint="f", iteration=2, drawn={})
+    state = RlState(fingerprint="f", iteration=2, drawn={}, mixed_share={})
     path = state_files.write(tmp_path, state, _save_tensors, keep=2)
     with pytest.raises(UserError, match="another configuration"):
         state_files.read(path, "g")
@@ -105,8 +107,12 @@ def test_state_of_another_configuration_or_a_damaged_one_is_refused(tmp_path):
         state_files.read(path, "f")
 
 
-def test_a_group_whose_simulators_failed_is_left_out():
-    specs = draw_round(_train(tasks=1), {"task-0": 0}, RlConfig(groups_per_task=1, group_size=4), seed=0)
-    groups = group_outcomes(specs, {0: True}, 4)
-    assert select(groups, RlConfig()) == []
-    np.testing.assert_array_equal(groups[0].rewards_G, [1.0])
+@given(st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0, 1), min_size=1, max_size=6), st.integers(2, 12))
+def test_adaptive_allocation_spends_the_same_and_starves_nobody(mixed_share, groups_per_task):
+    config = RlConfig(groups_per_task=groups_per_task, allocation="adaptive")
+    counts = allocate(mixed_share, config)
+    assert sum(counts.values()) == groups_per_task * len(mixed_share)
+    assert min(counts.values()) >= 1
+    ordered = sorted(mixed_share, key=lambda task: mixed_share[task])
+    assert all(counts[low] <= counts[high] + 1 for low, high in itertools.pairwise(ordered))
+    assert set(allocate(mixed_share, RlConfig(groups_per_task=groups_per_task)).values()) == {groups_per_task}

@@ -1,8 +1,14 @@
 """Run directories, local and remote; the mark that a stage is finished; curves that survive a kill."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import fsspec
 import pytest
 
+from gripline.atomic import PREFIX
 from gripline.errors import UserError
 from gripline.metrics import MetricsLog, read_metrics
 from gripline.store import RunStore, StageResult, digest, fetch
@@ -46,6 +52,116 @@ def test_the_file_that_marks_completeness_is_uploaded_last(bucket, monkeypatch):
     assert uploaded == ["a.bin", "z.bin", "manifest.json"]
 
 
+def _files(bucket: str) -> list[str]:
+    filesystem = fsspec.filesystem("memory")
+    root = bucket.removeprefix("memory:/")
+    return sorted(path.removeprefix(f"{root}/") for path in filesystem.find(root))
+
+
+def _write(store: RunStore, *names: str) -> None:
+    for name in names:
+        (store.local / name).parent.mkdir(parents=True, exist_ok=True)
+        (store.local / name).write_text(name)
+
+
+def test_what_is_dropped_here_is_dropped_in_the_store(bucket, monkeypatch):
+    """Catches: old states that fill the bucket; one whose mark outlives its tensors; files of other folders that go."""
+    store = RunStore(bucket)
+    _write(store, "rl/state/2/learner.pt", "rl/state/2/state.json", "rl/metrics.jsonl", "rl/state-of-affairs")
+    store.push("rl")
+    (store.local / "rl" / "state" / "2").rename(store.local / "rl" / "state" / "4")
+    removed = []
+    memory = type(fsspec.filesystem("memory"))
+    rm = memory._rm
+    monkeypatch.setattr(memory, "_rm", lambda self, path: (removed.append(path.rsplit("/", 2)[1:]), rm(self, path)))
+    store.push("rl/state")
+    assert removed == [["2", "state.json"], ["2", "learner.pt"]]
+    states = ["rl/state/4/learner.pt", "rl/state/4/state.json"]
+    assert _files(bucket) == ["rl/metrics.jsonl", "rl/state-of-affairs", *states]
+
+
+def test_all_but_one_entry_of_a_folder_can_be_dropped_also_from_a_pod_that_made_none(bucket):
+    """Catches: a resumed pod that deletes the best policy because it never downloaded it."""
+    first = RunStore(bucket)
+    _write(first, "rl/best/iteration-0/weights", "rl/best/iteration-4/weights", "rl/best/iteration-4/manifest.json")
+    first.push("rl/best")
+    resumed = RunStore(bucket)
+    resumed.keep_only("rl/best", ["iteration-4"])
+    assert _files(bucket) == ["rl/best/iteration-4/manifest.json", "rl/best/iteration-4/weights"]
+    first.keep_only("rl/best", ["iteration-4"])
+    assert [path.name for path in (first.local / "rl" / "best").iterdir()] == ["iteration-4"]
+
+
+def test_a_pull_brings_what_is_missing_and_leaves_what_is_there(bucket):
+    """Catches: a stage's own newer curve that the store's older one replaces."""
+    other = RunStore(bucket)
+    _write(other, "sft/state.pt", "sft/metrics.jsonl")
+    other.push("sft")
+    store = RunStore(bucket)
+    _write(store, "sft/metrics.jsonl")
+    (store.local / "sft" / "metrics.jsonl").write_text("mine")
+    folder = store.pull("sft")
+    assert (folder / "state.pt").read_text() == "sft/state.pt"
+    assert (folder / "metrics.jsonl").read_text() == "mine"
+
+
+def test_what_is_still_being_written_is_not_uploaded(bucket):
+    store = RunStore(bucket)
+    _write(store, f"rl/state/{PREFIX}iteration-4/learner.pt", "rl/state/iteration-2/learner.pt")
+    store.push("rl/state")
+    assert _files(bucket) == ["rl/state/iteration-2/learner.pt"]
+
+
+def test_a_store_that_cannot_be_used_is_one_line(bucket, monkeypatch):
+    """Catches: a driver's traceback of forty lines for a wrong password."""
+
+    def refuse(self, *args, **options):
+        raise ConnectionError("403 Forbidden\n(request 12)")
+
+    with pytest.raises(UserError, match="gopher://bucket/sft: cannot be used: Protocol not known"):
+        RunStore("gopher://bucket").pull("sft")
+    store = RunStore(bucket)
+    _write(store, "sft/state.pt")
+    store.push("sft")
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", refuse)
+    with pytest.raises(UserError, match=r"cannot be used: 403 Forbidden \(request 12\)"):
+        RunStore(bucket).pull("sft")
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", refuse)
+    with pytest.raises(UserError, match="403"):
+        store.push("sft")
+
+
+def test_the_disk_here_that_is_full_is_not_blamed_on_the_store(bucket, monkeypatch):
+    def full(self, *args, **options):
+        raise OSError(28, "No space left on device")
+
+    writer, store = RunStore(bucket), RunStore(bucket)
+    _write(writer, "sft/state.pt")
+    writer.push("sft")
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", full)
+    with pytest.raises(UserError, match="the disk is full") as caught:
+        store.pull("sft")
+    assert str(store.local) in caught.value.where and list(store.local.rglob("*.pt")) == []
+
+
+def test_a_checkpoint_is_downloaded_once(bucket):
+    """Catches: the same 15 GB fetched three times by one stage."""
+    writer = RunStore(bucket)
+    _write(writer, "once/weights")
+    writer.push("once")
+    assert fetch(f"{bucket}/once") is fetch(f"{bucket}/once")
+
+
+def test_nothing_stays_in_the_temporary_folder(tmp_path):
+    """Catches: a mirror of every stage, for ever."""
+    code = "from gripline.store import *; import fsspec; fsspec.filesystem('memory').pipe_file('/b/c/f', b'x');"
+    code += "print((RunStore('memory://b').pull('c') / 'f').read_text(), (fetch('memory://b/c') / 'f').read_text())"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "x x\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path, bucket):
     for uri in (str(tmp_path / "none"), f"{bucket}/none"):
         with pytest.raises(UserError, match="does not exist"):
@@ -60,9 +176,21 @@ def test_a_finished_stage_is_found_again_and_refused_for_other_inputs(tmp_path):
     assert found is not None and found.outputs == {"uri": "u", "seconds": 1.5}
     with pytest.raises(UserError, match="finished with other inputs"):
         StageResult.find(store, "sft", "g")
+    assert sorted(path.name for path in Path(tmp_path / "sft").iterdir()) == ["inputs.sha256", "stage.json"]
     (tmp_path / "sft" / "stage.json").write_text('{"finger')
     with pytest.raises(UserError, match="unreadable"):
         StageResult.find(store, "sft", "f")
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_stage_that_was_begun_with_other_inputs_is_refused(tmp_path, bucket, remote):
+    """Catches: episodes or states of one policy that are continued with another."""
+    uri = bucket if remote else str(tmp_path)
+    assert StageResult.find(RunStore(uri), "eval-sft", "f") is None
+    assert StageResult.find(RunStore(uri), "eval-sft", "f") is None
+    assert StageResult.find(RunStore(uri), "eval-rl", "g") is None
+    with pytest.raises(UserError, match="begun with other inputs"):
+        StageResult.find(RunStore(uri), "eval-sft", "g")
 
 
 def test_digest_tells_apart_what_plain_joining_would_not():

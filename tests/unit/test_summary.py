@@ -192,6 +192,9 @@ def test_without_shared_scenes_the_text_is_judged_on_all_tasks():
         (evaluation(18, camera=7), {}, "✗ OOD camera: falls by 0.150, more than 0.1"),
         (evaluation(18, camera=7), {"ood_tolerance": 0.2}, None),
         (evaluation(18, blank=9), {}, "✗ inputs: keeps 90% of its success"),
+        (evaluation(18, swapped=9), {}, "✗ inputs: keeps 90% of its success"),
+        (evaluation(18, blank=9, swapped=9), {"allow_indifferent": True}, None),
+        (evaluation(9, blank=9), {"allow_indifferent": True}, "✗ gain on IID"),
     ],
 )
 def test_promotion_says_which_rule_failed(rl, promote, broken_rule):
@@ -200,6 +203,14 @@ def test_promotion_says_which_rule_failed(rl, promote, broken_rule):
     assert found.promoted is (broken_rule is None)
     if broken_rule is not None:
         assert any(reason.startswith(broken_rule) for reason in found.reasons), found.reasons
+
+
+def test_a_promotion_in_spite_of_indifference_says_so():
+    """Catches a blind champion whose report reads as if it saw."""
+    found = summary_of(evaluation(8), evaluation(18, blank=9), allow_indifferent=True)
+    (said,) = [reason for reason in found.reasons if "inputs" in reason]
+    assert said.startswith("✓ inputs: keeps 90% of its success") and "allowed by promote.allow_indifferent" in said
+    assert any(warning.startswith("RL policy: keeps 90%") for warning in found.warnings)
 
 
 def test_the_table_says_every_number_once(capsys):

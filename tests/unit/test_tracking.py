@@ -6,15 +6,28 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from gripline import delivery
+from gripline.credentials import redacted
 from gripline.errors import UserError
 from gripline.stages import RunContext
-from gripline.tracking import SPOOL_FOLDER, default_tracking_uri, end_parent, ensure_parent, flatten, stage_run
+from gripline.tracking import (
+    SPOOL_FOLDER,
+    default_tracking_uri,
+    end_parent,
+    ensure_parent,
+    flatten,
+    log_costs,
+    stage_run,
+)
 
 
 @pytest.fixture(scope="session")
@@ -249,6 +262,18 @@ def test_what_a_dead_stage_left_is_delivered_by_the_next(client, context):
     assert list(left.parent.glob("*.jsonl")) == [other_run]  # undeliverable: kept, and no reason to stop a stage
 
 
+def test_what_a_dead_pod_left_is_delivered_by_the_next_pod(client, context):
+    """Catches a record that is gone with the pod's own disk, and one that stays in the store after its delivery."""
+    files, root = fsspec.filesystem("memory"), f"/bucket/{context.parent_run_id}"
+    left = spool_file(context, metrics_entry(0, 0.25), {"op": "end", "on": "stage", "status": "FAILED"})
+    files.pipe_file(f"{root}/{SPOOL_FOLDER}/{left.name}", left.read_bytes())
+    with stage_run(context.model_copy(update={"run_dir": f"memory:/{root}"}), "eval-rl") as tracker:
+        tracker.log_metrics({"eval/iid/success": 0.5})
+    assert steps(client, child(client, context, "rl").info.run_id, "loss") == [(0, 0.25)]
+    assert child(client, context, "eval-rl").data.metrics == {"eval/iid/success": 0.5}
+    assert files.find(root) == []
+
+
 def test_a_live_stage_keeps_its_spool_file(context):
     """Catches a stage whose file another stage delivers and deletes under its feet."""
     import fcntl
@@ -286,6 +311,14 @@ def test_in_a_task_of_the_kubeflow_plugin_its_runs_are_used(client, context, mon
     assert client.get_run(task.info.run_id).info.status == "RUNNING"
 
 
+def test_costs_are_added_and_lead_to_the_page_of_all_runs(client, context, uri):
+    """Catches a link that opens MLflow 3's page for traces of language models."""
+    page = log_costs(uri, context.parent_run_id, {"run/seconds_total": 300.0})
+    parent = client.get_run(context.parent_run_id)
+    assert parent.data.metrics == {"run/seconds_total": 300.0}
+    assert page == f"/#/experiments/{parent.info.experiment_id}?workflowType=machine_learning"
+
+
 def test_a_policy_is_registered_once(client, context, tmp_path):
     """Catches a second version of the same policy after a rerun, and an alias that stays behind."""
     checkpoint = tmp_path / "checkpoint"
@@ -321,6 +354,63 @@ def test_where_tracking_goes(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert default_tracking_uri("", tmp_path) == "http://mlflow:5000"
     assert default_tracking_uri("http://mine", tmp_path) == "http://mine"
+
+
+def test_passwords_come_from_the_environment_and_are_never_told(context, monkeypatch, capsys):
+    """Catches a password in an error, in the log or in a spool file; a client that has none where one is needed."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
+    assert default_tracking_uri("", "runs") == "http://127.0.0.1:1"
+    assert default_tracking_uri("http://mine", "runs") == "http://mine"
+    with pytest.raises(UserError) as refused:
+        ensure_parent(default_tracking_uri("", "runs"), "tests", "run-1", tags={}, params={})
+    assert refused.value.line.startswith("http://127.0.0.1:1: tracking.uri: MLflow cannot be used: ")
+    with (
+        pytest.raises(UserError) as told,
+        stage_run(context.model_copy(update={"tracking_uri": "http://127.0.0.1:1"}), "rl"),
+    ):
+        pass
+    spooled = "".join(path.read_text() for path in Path(context.run_dir).rglob("*.jsonl"))
+    assert spooled
+    assert "secret" not in refused.value.line + told.value.line + spooled + "".join(capsys.readouterr())
+
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.headers["Authorization"])
+            self.send_response(404)
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        public = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", public.replace("://", "://me:secret@"))
+        with pytest.raises(UserError) as refused:
+            ensure_parent(public, "tests", "run-1", tags={}, params={})
+        server.shutdown()
+    assert set(asked) == {f"Basic {b64encode(b'me:secret').decode()}"}
+    assert "secret" not in refused.value.line
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:p@ss@host:5000/x", "http://host:5000/x"),
+        ("postgresql://me:secret@db/mlflow", "postgresql://db/mlflow"),
+        ("API request to https://me:secret@host/api failed", "API request to https://host/api failed"),
+        ("http://token@host", "http://host"),
+        ("http://host/me@example.org", "http://host/me@example.org"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_users_and_passwords_are_taken_out(text, shown):
+    assert redacted(text) == shown
 
 
 def test_parameters_are_flat_and_readable():

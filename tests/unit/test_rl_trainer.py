@@ -1,0 +1,196 @@
+"""The outer loop of RL on a scripted engine and learner: no Ray, no simulator, no torch."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components.rl.train import STARVING_LIMIT, Trainer
+from gripline import profiles
+from gripline.checkpoint import Contract, Manifest, Provenance, new_checkpoint, read_manifest
+from gripline.metrics import MetricsLog, read_metrics
+from gripline.rollout.stats import RolloutStats
+from gripline.splits import build_splits
+from gripline.stages import RlStage, RunContext
+from gripline.store import RunStore
+from gripline.types import EpisodeRecord, EpisodeSpec, Trajectory
+
+CONTRACT = Contract(
+    suite="metaworld",
+    cameras=("front",),
+    image_size_px=64,
+    proprio_dim=0,
+    action_dim=4,
+    action_low_A=(-1.0,) * 4,
+    action_high_A=(1.0,) * 4,
+    num_actions=1,
+    hold_steps=8,
+    num_bins=256,
+)
+
+
+def write_policy(folder: Path, name: str, provenance: Provenance | None = None) -> None:
+    """A checkpoint whose weights are a word."""
+    provenance = provenance or Provenance(stage="sft")
+    with new_checkpoint(
+        folder, Manifest(policy="t", contract=CONTRACT, heads_trained=(), provenance=provenance)
+    ) as new:
+        (new / "weights").write_text(name)
+
+
+@dataclass
+class Finished:
+    index: int
+    record: EpisodeRecord
+    trajectory: Any
+
+
+class ScriptedEngine:
+    """Says how each episode ends."""
+
+    num_workers = 1
+    record_trace = False
+
+    def __init__(self, succeeds: Callable[[EpisodeSpec], bool]) -> None:
+        self._succeeds = succeeds
+        self.last = RolloutStats()
+        self.trace: list[Any] = []
+
+    def set_weights(self, weights: object) -> None:
+        pass
+
+    def run(self, specs: list[EpisodeSpec], decoding: Any, useless: Any = None) -> Iterator[Finished]:
+        self.last = RolloutStats(episodes=len(specs), env_steps=8 * len(specs), wall_s=1.0)
+        for index, spec in enumerate(specs):
+            record = EpisodeRecord(spec=spec, success=self._succeeds(spec), num_steps=8, num_chunks=1, actions_TKA=())
+            arrays = (np.zeros((1, 1, 4, 4, 3), np.uint8), np.zeros((1, 2), np.float32), np.zeros((1, 1, 4), np.int64))
+            episode = Finished(index, record, Trajectory("push", *arrays, np.zeros((1, 1, 4), np.float32)))
+            if useless is not None:
+                useless(episode)
+            yield episode
+
+
+class Method:
+    """Such as an actor's: called by `.remote`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.remote = function
+
+
+class CountingLearner:
+    """Its weights are the number of its updates."""
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self.update, self.weights = Method(self._update), Method(lambda: {})
+        self.save_state = Method(lambda path: Path(path).write_text(str(self.updates)))
+        self.load_state = Method(self._load_state)
+        self.save_policy = Method(
+            lambda folder, env, provenance: write_policy(Path(folder), str(self.updates), Provenance(**provenance))
+        )
+
+    def _update(
+        self, trajectories: list[Any], advantages: list[float], iteration: int, num_old: int
+    ) -> dict[str, float]:
+        assert len(trajectories) == len(advantages) > 0
+        self.updates += 1
+        return {"loss": 0.0}
+
+    def _load_state(self, path: str) -> None:
+        self.updates = int(Path(path).read_text())
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """References are the things themselves."""
+    import ray
+
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Trains in `run_dir` as one process would; `iterations` and other fields of the RL section may be changed."""
+    write_policy(tmp_path / "sft", "start")
+
+    def train(
+        run_dir: str,
+        succeeds: Callable[[EpisodeSpec], bool],
+        *,
+        learner: CountingLearner | None = None,
+        **changes: object,
+    ) -> dict[str, Any]:
+        profile = profiles.load("smoke", [f"rl.{name}={value}" for name, value in changes.items()])
+        splits = build_splits(profile)
+        context = RunContext(
+            run_name="run",
+            run_dir=run_dir,
+            tracking_uri="",
+            experiment="",
+            parent_run_id="",
+            profile_name="smoke",
+            seed=1,
+            split_hashes=splits.hashes,
+        )
+        stage = RlStage(env=profile.env, rollout=profile.rollout, rl=profile.rl, seed=1)
+        store = RunStore(run_dir)
+        log = MetricsLog(store.local / "rl" / "metrics.jsonl", lambda metrics, step: None)
+        trainer = Trainer(stage, context, store, str(tmp_path / "sft"), splits, "f", log)
+        return trainer.train(ScriptedEngine(succeeds), learner or CountingLearner())
+
+    return train
+
+
+@pytest.mark.parametrize(("success", "told"), [(True, "all episodes succeed"), (False, "all episodes fail")])
+def test_rl_that_has_nothing_to_learn_from_stops_and_hands_on_what_it_has(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str], success: bool, told: str
+) -> None:
+    """Catches: a day of rollouts without one update; a stage that ends without a policy, or with an unvalidated one."""
+    learner = CountingLearner()
+    outputs = attempt(str(tmp_path / "run"), lambda spec: success, learner=learner, iterations=10)
+    assert (outputs["iterations"], learner.updates) == (STARVING_LIMIT, 0)
+    assert outputs["validation_success"] == float(success)
+    assert f"[rl] warn stopped: in {STARVING_LIMIT} iterations no group with mixed outcomes; lately {told}" in (
+        capsys.readouterr().out
+    )
+    checkpoint = tmp_path / "run" / "rl" / "checkpoint"
+    assert outputs["uri"] == str(checkpoint) and read_manifest(checkpoint).provenance.stage == "rl"
+    rows = read_metrics(tmp_path / "run" / "rl" / "metrics.jsonl")
+    assert [(row["step"], row["train/mixed_groups"]) for row in rows] == [(step, 0.0) for step in range(STARVING_LIMIT)]
+
+
+def test_one_mixed_group_is_enough_to_go_on(tmp_path: Path, attempt: Callable[..., dict[str, Any]]) -> None:
+    """Catches: a count of hungry iterations that is not begun anew, which would stop RL in its middle."""
+    learner = CountingLearner()
+
+    def every_third(spec: EpisodeSpec) -> bool:
+        return spec.split == "train" and spec.group % 3 == 2 and spec.member == 0
+
+    outputs = attempt(str(tmp_path / "run"), every_third, learner=learner, iterations=9)
+    assert (outputs["iterations"], learner.updates) == (9, 3)
+    rows = read_metrics(tmp_path / "run" / "rl" / "metrics.jsonl")
+    assert ["learn/loss" in row for row in rows] == [False, False, True] * 3
+
+
+def test_the_latest_of_the_best_validated_policies_is_handed_on(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]]
+) -> None:
+    """Catches: the last policy instead of the best, and the weights of one with the record of another."""
+    learner = CountingLearner()
+
+    def best_after_two(spec: EpisodeSpec) -> bool:
+        return spec.member == 0 if spec.split == "train" else learner.updates == 2
+
+    outputs = attempt(
+        str(tmp_path / "run"), best_after_two, learner=learner, iterations=4, validate_every=1, checkpoint_every=1
+    )
+    assert (outputs["best_iteration"], outputs["validation_success"]) == (2, 1.0)
+    assert (tmp_path / "run" / "rl" / "checkpoint" / "weights").read_text() == "2"
+    assert [path.name for path in (tmp_path / "run" / "rl" / "best").iterdir()] == ["iteration-000002"]
+    state = json.loads((tmp_path / "run" / "rl" / "state" / "iteration-000004" / "state.json").read_text())
+    assert (state["best_iteration"], state["version"]) == (2, 4)
