@@ -16,6 +16,9 @@ from gripline.summary import indifference_warnings, summarise_policy
 from gripline.tables import policy_metrics
 from gripline.types import EpisodeRecord, EpisodeSpec
 
+PUSH_EVERY_S = 30.0
+"""Between two uploads of the episodes so far to a remote store: what a lost pod may cost."""
+
 
 def run(
     *, context: str, config: str, splits_path: str, policy_uri: str, stage: str, results_path: str
@@ -32,13 +35,13 @@ def run(
     specs = Splits.read(splits_path).tested
     name = f"eval-{stage}"
     fingerprint = digest(section.env.model_dump_json(), checkpoint_hash(directory), *(spec.key for spec in specs))
-    kept = store.pull(f"{name}/results.jsonl")
+    kept = store.pull(name) / "results.jsonl"
     finished = StageResult.find(store, name, fingerprint)
     if finished is None:
         from gripline.tracking import stage_run
 
         with stage_run(run_context, name) as tracker:
-            records, outputs = _evaluate(section, directory, specs, kept, name)
+            records, outputs = _evaluate(section, directory, specs, store, name)
             shared = shared_scene_tasks(section.env.suite, section.env.tasks)
             policy = summarise_policy(records, shared)
             outputs["iid_success"] = policy.iid.success
@@ -47,7 +50,7 @@ def run(
             tracker.log_metrics(policy_metrics(policy) | {f"eval/{key}": value for key, value in outputs.items()})
             tracker.log_artifact(kept)
             tracker.log_table("episodes", [_row(record) for record in records])
-        store.push(f"{name}/results.jsonl")
+        store.push(name)
         finished = StageResult(fingerprint=fingerprint, outputs=outputs)
         finished.write(store, name)
     else:
@@ -64,17 +67,16 @@ def _row(record: EpisodeRecord) -> dict[str, object]:
 
 
 def _evaluate(
-    section: EvalStage, directory: Path, specs: list[EpisodeSpec], path: Path, name: str
+    section: EvalStage, directory: Path, specs: list[EpisodeSpec], store: RunStore, name: str
 ) -> tuple[list[EpisodeRecord], dict[str, float]]:
     started = time.perf_counter()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = ResultsWriter(path)
+    writer = ResultsWriter(store.local / name / "results.jsonl")
     todo = writer.missing(specs)
     if len(todo) < len(specs):
         progress.emit(name, "note", text=f"{len(specs) - len(todo)} of {len(specs)} episodes kept from before")
     try:
         if todo:
-            _run_episodes(section, directory, todo, writer, name, len(specs))
+            _run_episodes(section, directory, todo, writer, store, name, len(specs))
         records = writer.finish(specs)
     finally:
         writer.close()
@@ -87,7 +89,13 @@ def _evaluate(
 
 
 def _run_episodes(
-    section: EvalStage, directory: Path, todo: list[EpisodeSpec], writer: ResultsWriter, name: str, total: int
+    section: EvalStage,
+    directory: Path,
+    todo: list[EpisodeSpec],
+    writer: ResultsWriter,
+    store: RunStore,
+    name: str,
+    total: int,
 ) -> None:
     from gripline.rollout.actors import Decoding
     from gripline.rollout.cluster import ray_cluster
@@ -95,6 +103,7 @@ def _run_episodes(
 
     progress.emit(name, "note", text="starting Ray actors")
     seen: list[EpisodeRecord] = []
+    pushed_at = time.monotonic()
     with ray_cluster(section.rollout), standard_engine(section.env, str(directory), section.rollout) as engine:
         for episode in engine.run(todo, Decoding(greedy=True)):
             writer.append(episode.record)
@@ -103,6 +112,9 @@ def _run_episodes(
             done = total - len(todo) + len(seen)
             shown = {"iid_success": sum(iid) / max(len(iid), 1)}
             progress.emit(name, "advance", done=done, total=total, metrics=shown)
+            if time.monotonic() - pushed_at >= PUSH_EVERY_S:
+                store.push(name)
+                pushed_at = time.monotonic()
     failed = [record for record in seen if record.error]
     if len(failed) == len(seen):
         raise UserError(name, "", f"every simulator failed: {failed[0].error}", "see `gripline doctor`")

@@ -11,6 +11,7 @@ from typing import Any
 from components.rl.sampler import Sampled, Sampler
 from components.rl.state import ExperienceGroup, RlState
 from gripline import __version__, progress
+from gripline.atomic import whole
 from gripline.checkpoint import checkpoint_hash
 from gripline.errors import UserError
 from gripline.metrics import MetricsLog
@@ -225,12 +226,12 @@ class Trainer:
             ray.get(self._learner.save_state.remote(path))
             state_files.write_groups(Path(path).parent, self._sampler.kept, ray.get)
 
-        state_files.write(self._folder, self.state, save_tensors, keep=self._config.keep_checkpoints)
-        self._store.push("rl/state")
-        best = self._best_dir(self.state.best_iteration)
-        for outdone in best.parent.glob("iteration-*"):  # only now: the former state would still have named it
-            if outdone != best:
-                shutil.rmtree(outdone, ignore_errors=True)
+        new = state_files.write(self._folder, self.state, save_tensors, keep=self._config.keep_checkpoints)
+        self._store.push("rl/metrics.jsonl")
+        self._store.push(f"rl/state/{new.name}")
+        self._store.keep_only("rl/state", [path.name for path in self._folder.iterdir()])
+        # Those that were outdone go only now: the former state would still have named the best of them.
+        self._store.keep_only("rl/best", [self._best_dir(self.state.best_iteration).name])
 
     def _resume(self) -> list[ExperienceGroup]:
         """Continue from the newest state, if there is one; returns the groups that were kept for later."""
@@ -238,7 +239,8 @@ class Trainer:
 
         from components.rl import state as state_files
 
-        self._store.pull("rl/state")
+        for name in ("rl/metrics.jsonl", "rl/state"):
+            self._store.pull(name)
         path = state_files.latest(self._folder)
         if path is None:
             self._log.rewind(0)
@@ -275,11 +277,8 @@ class Trainer:
         final = self._store.local / "rl" / "checkpoint"
         best = self._best_dir(self.state.best_iteration)
         self._store.pull(f"rl/best/{best.name}")
-        partial = final.with_name(".checkpoint.partial")
-        for left_over in (final, partial):
-            shutil.rmtree(left_over, ignore_errors=True)
-        shutil.copytree(best, partial)
-        partial.rename(final)
+        with whole(final) as temporary:
+            shutil.copytree(best, temporary)
         self._store.push("rl/metrics.jsonl")
         self._store.push("rl/checkpoint")
         return checkpoint_hash(final)

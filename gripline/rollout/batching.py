@@ -5,7 +5,7 @@ batch, and policy and simulators take turns. So batches are capped, at the size 
 according to what was measured: the policy's seconds for each batch size, and the think time from an answer to the same
 slot's next request. docs/decisions/0022 has the numbers.
 
-Shape letters: S live slots, W samples, C candidates.
+Shape letters: S live slots, W samples, C candidates, H waiting times.
 """
 
 import math
@@ -21,8 +21,13 @@ THINK_TIMES_REMEMBERED = 256
 SAME = 0.03
 """Caps whose cycles differ by less are as good as each other; then the largest is taken, which has the most room for
 slots that are not as regular as the model."""
-PATIENCE = 2.0
-"""Colocated: nobody waits longer than so many think times for company."""
+KEPT = 0.85
+"""Disaggregated: waiting may cost so much of the planned rows per second; slots are never as regular as the plan."""
+HORIZONS = 8
+"""Waiting times that are weighed up."""
+SHORTEST_WAIT_S = 1e-4
+PATIENCE = 1.0
+"""Colocated: nobody waits for company longer than so many times what a full batch takes to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,10 @@ class Batcher:
         self._latencies: deque[tuple[int, float]] = deque(maxlen=BATCHES_REMEMBERED)
         self._thinks: deque[float] = deque(maxlen=THINK_TIMES_REMEMBERED)
         self._think_W = np.zeros(0)
+        self._curve: tuple[list[int], list[float]] = ([0], [0.0])
+        """Batch sizes that were used lately, with 0 before them, and their median seconds."""
         self._plan: Plan | None = None
+        self._idle_since_s = -math.inf
 
     @property
     def num_waiting(self) -> int:
@@ -112,7 +120,9 @@ class Batcher:
             self._answered_s.pop(request.slot, None)  # to the end of the order
             self._answered_s[request.slot] = now_s
         self._latencies.append((int(self._padded(np.array(len(self._serving)))), seconds))
+        self._curve = self._measured_curve()
         self._serving = []
+        self._idle_since_s = now_s
         self._think_W = np.sort(self._thinks)
         self._forget_ended(now_s)
         self._plan = self._best_plan(len(self._answered_s) + len(self._waiting))
@@ -133,26 +143,42 @@ class Batcher:
         if not self._answered_s:
             return 0.0
         if self._colocated:
-            waited_s = now_s - self._waiting[0][1]
-            return max(0.0, PATIENCE * float(np.median(self._think_W)) - waited_s)
-        rate = self._worthwhile_rate(ready, self._plan)
-        return 0.25 / rate if self._expected(1 / rate, now_s) >= 1 else 0.0
+            left_s = PATIENCE * self._one_latency_s(self._plan.cap) - (now_s - self._waiting[0][1])
+            return left_s if left_s > SHORTEST_WAIT_S else 0.0
+        return self._wait_for_company_s(ready, self._plan, now_s)
 
-    def _worthwhile_rate(self, ready: int, plan: Plan) -> float:
-        """Arrivals per second from which on waiting pays: only those of slots that move as a group reach it.
+    def _wait_for_company_s(self, ready: int, plan: Plan, now_s: float) -> float:
+        """Wait if the policy, idle until then, still serves about as many rows per second as the plan says.
 
-        Waiting for dt costs each of the `ready` rows dt. It spares those that arrive meanwhile about the seconds of the
-        batch that they would miss, but for the X dt that arrive in any period: (λ - X) l(ready) > ready.
+        Otherwise slots that are a little apart, or whose think time is shorter than a batch, would be served in smaller
+        groups than planned, and stay in them.
         """
-        rows_per_s = (len(self._answered_s) + len(self._waiting)) / plan.cycle_s
-        return rows_per_s + ready / float(self._latency_s(np.array([ready]))[0])
+        rows_per_s = KEPT * (len(self._answered_s) + len(self._waiting)) / plan.cycle_s
+        longest_s = plan.cap / rows_per_s - self._one_latency_s(plan.cap)
+        left_s = longest_s - (now_s - max(self._idle_since_s, self._waiting[0][1]))
+        if left_s < SHORTEST_WAIT_S:
+            return 0.0
+        horizon_H = np.linspace(0, left_s, HORIZONS + 1)[1:]
+        rows_H = np.minimum(ready + self._expected_H(horizon_H, now_s), plan.cap)
+        rate_H = rows_H / (horizon_H + self._latency_s(np.ceil(rows_H)))
+        worthwhile = rate_H.max() >= max(rows_per_s, ready / self._one_latency_s(ready))
+        return max(longest_s / HORIZONS, SHORTEST_WAIT_S) if worthwhile else 0.0
 
-    def _expected(self, horizon_s: float, now_s: float) -> float:
-        """How many of the thinking slots will ask within the horizon, judged by the think times seen lately."""
-        age_S = now_s - np.fromiter(self._answered_s.values(), float)
-        before_S = np.searchsorted(self._think_W, age_S)
-        soon_S = np.searchsorted(self._think_W, age_S + horizon_s, side="right")
-        return float(((soon_S - before_S) / np.maximum(len(self._think_W) - before_S, 1)).sum())
+    def _expected_H(self, horizon_H: np.ndarray, now_s: float) -> np.ndarray:
+        """How many of the thinking slots will have asked by then, judged by the think times seen lately."""
+        think_W = self._think_W
+        age_S1 = now_s - np.fromiter(self._answered_s.values(), float)[:, None]
+        before_S1 = np.searchsorted(think_W, age_S1)
+        by_then_SH = np.searchsorted(think_W, age_S1 + horizon_H, side="right")
+        expected_H: np.ndarray = ((by_then_SH - before_S1) / np.maximum(len(think_W) - before_S1, 1)).sum(0)
+        return expected_H
+
+    def _measured_curve(self) -> tuple[list[int], list[float]]:
+        by_size: dict[int, list[float]] = {0: [0.0]}
+        for size, seconds in self._latencies:
+            by_size.setdefault(size, []).append(seconds)
+        sizes = sorted(by_size)
+        return sizes, [median(by_size[size]) for size in sizes]
 
     def _padded(self, rows_C: np.ndarray) -> np.ndarray:
         padded_C: np.ndarray = self._sizes[np.searchsorted(self._sizes, rows_C)]
@@ -163,13 +189,12 @@ class Batcher:
 
         Beyond them: no more than the nearest and not proportionally less, so that what is not known gets tried.
         """
-        by_size: dict[int, list[float]] = {}
-        for size, seconds in self._latencies:
-            by_size.setdefault(size, []).append(seconds)
-        sizes = sorted(by_size)
-        curve_s = [median(by_size[size]) for size in sizes]
-        seconds_C: np.ndarray = np.interp(self._padded(rows_C), [0, *sizes], [0.0, *curve_s])
+        sizes, curve_s = self._curve
+        seconds_C: np.ndarray = np.interp(self._padded(rows_C), sizes, curve_s)
         return seconds_C
+
+    def _one_latency_s(self, rows: int) -> float:
+        return float(self._latency_s(np.array([rows]))[0])
 
     def _best_plan(self, num_live: int) -> Plan | None:
         """The cap with the shortest cycle, and of about equal ones the largest.
@@ -179,7 +204,8 @@ class Batcher:
         if not len(self._think_W) or not num_live:
             return None
         think_s = float(np.median(self._think_W))
-        share_C = np.minimum(-(-num_live // np.arange(1, num_live + 1)), self._sizes[-1])
+        fewest = 2 if self._colocated and num_live > 1 else 1  # with one, simulators and policy would take turns
+        share_C = np.minimum(-(-num_live // np.arange(fewest, num_live + 1)), self._sizes[-1])
         cap_C = np.unique(np.minimum(self._padded(share_C), num_live))[::-1]  # rows up to the padded size cost nothing
         full_s = self._latency_s(cap_C)
         rest_C = num_live % cap_C

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import fsspec
 import pytest
 import ray
 from learning.conftest import context_json
@@ -11,10 +12,11 @@ from gripline import stages
 from gripline.envs.suites import env_spec
 from gripline.errors import UserError
 from gripline.policies import build_policy, save_policy
+from gripline.results import ResultsWriter
 from gripline.rollout.engine import standard_engine
 
 
-def _evaluate(tuned, folder: Path, *, workers: int = 1, slots: int = 3) -> bytes:
+def _evaluate(tuned, folder: Path, *, workers: int = 1, slots: int = 3, run_dir: str = "") -> bytes:
     profile, splits_path, splits, uri = tuned
     section = stages.EvalStage(
         env=profile.env,
@@ -23,8 +25,9 @@ def _evaluate(tuned, folder: Path, *, workers: int = 1, slots: int = 3) -> bytes
         seed=1,
     )
     path = folder / "copy.jsonl"
+    context = stages.RunContext.model_validate_json(context_json(folder, splits))
     evaluate.run(
-        context=context_json(folder, splits),
+        context=context.model_copy(update={"run_dir": run_dir or str(folder)}).model_dump_json(),
         config=section.model_dump_json(),
         splits_path=str(splits_path),
         policy_uri=uri,
@@ -47,6 +50,35 @@ def test_an_interrupted_evaluation_keeps_what_it_had_and_gives_the_same_file(tun
     lines = whole.splitlines(keepends=True)
     (folder / "results.jsonl.partial").write_bytes(b"".join(lines[5:9]) + lines[0][:40])  # killed while writing
     assert _evaluate(tuned, tmp_path / "parts") == whole
+
+
+def test_an_evaluation_goes_on_in_another_pod(tuned, tmp_path, monkeypatch):
+    """Catches: hours of episodes that are gone with the pod; half of an evaluation left in the store."""
+    monkeypatch.setattr(evaluate, "PUSH_EVERY_S", 0.0)
+    files, bucket = fsspec.filesystem("memory"), f"/{tmp_path.name}/run"
+    append, kept = ResultsWriter.append, []
+
+    def append_and_die(self, record):
+        if len(kept) == 5:
+            raise ConnectionError("the pod is gone")
+        kept.append(record)
+        append(self, record)
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(ResultsWriter, "append", append_and_die)
+        _evaluate(tuned, tmp_path, run_dir=f"memory:/{bucket}")
+    assert sorted(files.find(bucket)) == [
+        f"{bucket}/eval-sft/{name}" for name in ("inputs.sha256", "results.jsonl.partial")
+    ]
+
+    ran = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsWriter, "append", lambda self, record: (ran.append(record), append(self, record)))
+        parts = _evaluate(tuned, tmp_path, run_dir=f"memory:/{bucket}")
+    assert len(ran) == len(tuned[2].tested) - 5
+    assert parts == _evaluate(tuned, tmp_path / "whole")
+    names = ("inputs.sha256", "results.jsonl", "stage.json")
+    assert sorted(files.find(bucket)) == [f"{bucket}/eval-sft/{name}" for name in names]
 
 
 def test_results_of_another_policy_are_refused_whether_finished_or_not(tuned, tmp_path):

@@ -142,7 +142,7 @@ def test_surplus_groups_are_kept_with_their_version_and_used_first():
     second = sampler.sample(learner_version=1)
     assert [group.trajectories[0] for group in second.groups] == ["task-0/2/0", "task-0/3/0"]
     assert (second.rounds, [group.version for group in second.groups]) == (0, [0, 0])
-    assert second.metrics(1, version=1)["train/staleness_max"] == 1.0
+    assert second.metrics(version=1)["train/staleness_max"] == 1.0
 
 
 def test_groups_that_grew_too_old_are_dropped_and_counted():

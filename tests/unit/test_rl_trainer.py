@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -194,3 +195,44 @@ def test_the_latest_of_the_best_validated_policies_is_handed_on(
     assert [path.name for path in (tmp_path / "run" / "rl" / "best").iterdir()] == ["iteration-000002"]
     state = json.loads((tmp_path / "run" / "rl" / "state" / "iteration-000004" / "state.json").read_text())
     assert (state["best_iteration"], state["version"]) == (2, 4)
+
+
+def test_a_remote_store_holds_what_a_resume_needs_and_no_more(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]]
+) -> None:
+    """Catches: a bucket that fills with old states and policies, a curve that begins anew in the next pod."""
+
+    class DyingLearner(CountingLearner):
+        def _update(self, *arguments: Any, **options: Any) -> dict[str, float]:
+            if self.updates == 3:
+                raise ConnectionError("the pod is gone")
+            return super()._update(*arguments, **options)
+
+    def learns(learner: CountingLearner) -> Callable[[EpisodeSpec], bool]:
+        return lambda spec: spec.member == 0 if spec.split == "train" else spec.init_seed % 4 < learner.updates
+
+    files, bucket = fsspec.filesystem("memory"), f"/{tmp_path.name}"
+
+    def stored() -> list[str]:
+        return sorted(path.removeprefix(f"{bucket}/rl/") for path in files.find(f"{bucket}/rl"))
+
+    changes = {"iterations": 4, "validate_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
+    state = ["groups.safetensors", "learner.pt", "state.json"]
+    dying = DyingLearner()
+    with pytest.raises(ConnectionError):
+        attempt(f"memory:/{bucket}", learns(dying), learner=dying, **changes)
+    best = [f"best/iteration-000003/{name}" for name in ("manifest.json", "weights")]
+    assert stored() == [*best, "metrics.jsonl", *(f"state/iteration-000003/{name}" for name in state)]
+
+    learner = CountingLearner()
+    outputs = attempt(f"memory:/{bucket}", learns(learner), learner=learner, **changes)
+    assert (learner.updates, outputs["best_iteration"]) == (4, 4)
+    best = [
+        f"{folder}/{name}"
+        for folder in ("best/iteration-000004", "checkpoint")
+        for name in ("manifest.json", "weights")
+    ]
+    assert stored() == [*best, "metrics.jsonl", *(f"state/iteration-000004/{name}" for name in state)]
+    rows = [json.loads(line) for line in files.cat_file(f"{bucket}/rl/metrics.jsonl").splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert files.cat_file(f"{bucket}/rl/checkpoint/weights") == b"4"
