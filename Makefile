@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo setup gl lint format test test-quick check compile bench clean
 
-demo: setup gl ## set up, then demonstrations → SFT → RL → evaluation on this machine, about six minutes
+demo: setup gl ## set up, then demonstrations → SFT → RL → evaluation on this machine, six to twelve minutes
 	$(BIN)/gripline run laptop
 
 setup: .venv/ready ## virtual environment with pinned dependencies

@@ -1,8 +1,4 @@
-"""The two Ray actors of a rollout: env workers run simulators, policy servers choose actions.
-
-Both are asynchronous and start with a concurrency group "control", whose methods are answered while simulator or policy
-are at work. Env workers never import torch.
-"""
+"""The env worker of a rollout: an asynchronous Ray actor that runs episodes on its simulators. It imports no torch."""
 
 import asyncio
 import contextlib
@@ -23,10 +19,8 @@ from gripline.rollout.asking import PolicyClient
 from gripline.rollout.messages import (
     Decoding,
     Doing,
-    PolicyCounters,
     PolicyFailedError,
     Row,
-    ServedPolicy,
     SlotStatus,
     WarmUp,
     WorkerStatus,
@@ -34,23 +28,11 @@ from gripline.rollout.messages import (
     drained,
     joined,
 )
-from gripline.rollout.policy_server import PolicyServer
 from gripline.rollout.slots import Slots
 from gripline.rollout.trace import TraceEvent
 from gripline.types import ActionBatch, Env, EpisodeRecord, EpisodeSpec, Observation, Step, Trajectory
 
-__all__ = [
-    "Decoding",
-    "EnvWorker",
-    "PolicyCounters",
-    "PolicyFailedError",
-    "PolicyServer",
-    "Row",
-    "ServedPolicy",
-    "SlotStatus",
-    "WarmUp",
-    "WorkerStatus",
-]
+__all__ = ["Decoding", "EnvWorker"]
 
 TRACE_KINDS: dict[Doing, str] = {"reset": "reset", "step": "step", "waiting": "wait", "parked": "parked"}
 Result = TypeVar("Result")
@@ -66,7 +48,7 @@ class _Slot:
 
     number: int
     env: Env | None = None
-    now: tuple[Doing, float, str] = ("idle", 0.0, "")
+    now: tuple[Doing, float, str] = field(default_factory=lambda: ("idle", time.monotonic(), ""))
     """What it does, since when (monotonic seconds), with which episode. Replaced as a whole: other threads read it."""
 
 

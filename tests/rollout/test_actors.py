@@ -202,7 +202,8 @@ def test_cancelled_episodes_end_at_the_next_chunk_boundary(rollout: Callable[...
         "parked": Costs(step_s=0.3, horizon_chunks=4),
         "queued": Costs(reset_s=1.0, horizon_chunks=1),
     }
-    run = rollout(costs[state], slots_per_worker=1, spare_slots=2)
+    parallel_steps = 2 if state == "queued" else 1  # else calls wait in Ray while the reset blocks the event loop
+    run = rollout(costs[state], slots_per_worker=1, spare_slots=2, parallel_steps=parallel_steps)
     started = {seed: run.start(0, seed, SAMPLED) for seed in (0, 1, 2)}
     status = run.wait_for(lambda status: state in doing(status))
     key = next(slot.key for slot in status.slots if slot.doing == state)

@@ -154,7 +154,7 @@ class _RowCounter(VLA):
 def test_unstable_batch_sizes_are_not_used() -> None:
     """Catches an evaluation whose numbers would depend on the number of workers."""
     vla = _RowCounter(build())
-    assert stable_batch_sizes(vla) == (16, 32)
+    assert stable_batch_sizes(vla) == (16, 24, 32)
     policy = make_policy(vla)
     vla.sizes.clear()
     rows = [observation(image) for image in camera_images(40)]

@@ -21,6 +21,8 @@ class Worker(RuleBasedStateMachine):
         self.asked: list[int] = []
         self.parked: list[int] = []
         self.ready: list[int] = []
+        self.arrived: list[int] = []
+        """Those that are queued or ready, in the order in which they became it."""
 
     def here(self) -> list[int]:
         return [*self.queued, *self.asked, *self.parked, *self.ready, *self.running]
@@ -30,21 +32,27 @@ class Worker(RuleBasedStateMachine):
     def accept(self) -> None:
         self.slots.accept(self.num_accepted)
         self.queued.append(self.num_accepted)
+        self.arrived.append(self.num_accepted)
         self.num_accepted += 1
+
+    def resets_first(self) -> bool:
+        """In the order in which they became possible; but a reset for which no seat is free waits for all steps."""
+        if not (self.queued and self.ready):
+            return bool(self.queued)
+        resetting = sum(job == "reset" for job in self.running.values())
+        seat_is_free = self.slots.num_acting + resetting < self.num_seats
+        return seat_is_free and self.arrived.index(self.queued[0]) < self.arrived.index(self.ready[0])
 
     @rule()
     def start_what_can_run(self) -> None:
         while (job := self.slots.next_job()) is not None:
             kind, episode = job
-            if kind == "step":
-                assert episode == self.ready.pop(0), "not first come, first served"
-            else:
-                resetting = sum(job == "reset" for job in self.running.values())
-                is_spare = self.slots.num_acting + resetting >= self.num_seats
-                assert not (is_spare and self.ready), "a spare is reset before a step that is ready"
-                assert episode == self.queued.pop(0)
+            assert kind == ("reset" if self.resets_first() else "step")
+            line = self.queued if kind == "reset" else self.ready
+            assert episode == line.pop(0), "not first come, first served"
             assert episode not in self.running
             self.running[episode] = kind
+            self.arrived.remove(episode)
         idle = len(self.running) < self.num_threads
         assert not (idle and (self.ready or self.queued)), "a thread idles although something could run"
 
@@ -64,10 +72,13 @@ class Worker(RuleBasedStateMachine):
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
-        episode = data.draw(st.sampled_from(self.asked))
+        self.receive(data.draw(st.sampled_from(self.asked)))
+
+    def receive(self, episode: int) -> None:
         self.asked.remove(episode)
         self.slots.answered(episode)
         self.ready.append(episode)
+        self.arrived.append(episode)
 
     @precondition(lambda self: set(self.here()) - set(self.running))
     @rule(data=st.data())
@@ -76,7 +87,7 @@ class Worker(RuleBasedStateMachine):
 
     def end(self, episode: int) -> None:
         self.running.pop(episode, None)
-        for line in (self.queued, self.asked, self.parked, self.ready):
+        for line in (self.queued, self.asked, self.parked, self.ready, self.arrived):
             if episode in line:
                 line.remove(episode)
         promoted = self.slots.end(episode)
@@ -103,9 +114,7 @@ class Worker(RuleBasedStateMachine):
                     self.running.pop(episode)
                     (self.asked if self.slots.reset_done(episode) else self.parked).append(episode)
             for episode in list(self.asked):
-                self.asked.remove(episode)
-                self.slots.answered(episode)
-                self.ready.append(episode)
+                self.receive(episode)
         assert not self.here() and self.slots.num_acting == 0
 
 
