@@ -282,16 +282,20 @@ def test_colocated_waits_for_the_cap_until_nobody_else_can_come() -> None:
 
 def test_resets_are_not_think_time() -> None:
     """Catches: a cap for the pace of episodes instead of chunks, where two of three requests come after a reset."""
-    batcher, numbers, now_s = Batcher(EVERY_SIZE, colocated=False), itertools.count(), 0.0
-    for resets in [True, True, False] * 20:
-        now_s += 1.0 if resets else 0.08
-        batcher.arrived([Request(next(numbers), slot, "greedy", not resets) for slot in range(32)], now_s)
-        while batcher.num_waiting:
-            batch, again_s = batcher.next_batch(now_s)
-            now_s += affine(len(batch)) if batch else again_s
-            if batch:
-                batcher.finished(affine(len(batch)), now_s)
-    assert batcher.cap == 11
+
+    def cap(reset_s: float) -> int:
+        batcher, numbers, now_s = Batcher(EVERY_SIZE, colocated=False), itertools.count(), 0.0
+        for resets in [True, True, False] * 20:
+            now_s += reset_s if resets else 0.08
+            batcher.arrived([Request(next(numbers), slot, "greedy", not resets) for slot in range(32)], now_s)
+            while batcher.num_waiting:
+                batch, again_s = batcher.next_batch(now_s)
+                now_s += affine(len(batch)) if batch else again_s
+                if batch:
+                    batcher.finished(affine(len(batch)), now_s)
+        return batcher.cap
+
+    assert cap(10.0) == cap(0.08) < 32
 
 
 def test_modes_do_not_mix_and_none_starves() -> None:
