@@ -5,9 +5,9 @@ EXTRAS := sim,rl,tracking,pipelines,dev
 DRAWS := $(BIN)/python -c 'from gripline.envs.gl import main; main()'
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo setup gl lint format test test-quick check compile bench clean
+.PHONY: demo setup gl lint format test test-quick check test-cluster images e2e-cluster e2e-kfp compile bench clean
 
-demo: setup gl ## set up, then demonstrations → SFT → RL → evaluation on this machine, six to twelve minutes
+demo: setup gl ## set up, then demonstrations → SFT → RL → evaluation on this machine, eight to fourteen minutes
 	$(BIN)/gripline run laptop
 
 setup: .venv/ready ## virtual environment with pinned dependencies
@@ -43,7 +43,19 @@ test: setup gl ## every test that needs no cluster and no GPU
 test-quick: setup gl ## the same without the tests of more than a minute
 	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
 
+test-cluster: setup ## tests on a real Kubernetes API: KUBECONFIG's, if it is a test cluster, else one of simulated nodes
+	.ci/with-cluster $(BIN)/python -m pytest tests/cluster --ignore tests/cluster/e2e
+
 check: lint test
+
+images: ## container images with podman, buildah or docker: `make images IMAGES=policy TAG=1`; variables: images/build
+	images/build $(IMAGES)
+
+e2e-cluster: setup gl ## RL on three real nodes with KubeRay's operator: needs KUBECONFIG and KUBERAY_OPERATOR
+	$(BIN)/python -m pytest tests/cluster/e2e/test_e2e_cluster.py
+
+e2e-kfp: setup gl ## the whole pipeline on Kubeflow Pipelines over these nodes: needs KFP_HOST besides
+	$(BIN)/python -m pytest tests/cluster/e2e/test_e2e_kfp.py
 
 compile: setup ## write the compiled pipeline that is committed
 	$(BIN)/gripline compile

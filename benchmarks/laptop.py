@@ -10,16 +10,15 @@ reached. Written, after every seed: the same, the whole summary of each run, and
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.table import Table
+from verdicts import Verdict, at_least, at_most, machine, show_verdicts
 
 from gripline import profiles
 from gripline.atomic import write_whole
@@ -32,20 +31,6 @@ from pipelines.run_folder import SUMMARY_FILE, is_finished
 ROOT = Path(__file__).parents[1]
 UNTUNED_SPLITS_SEED = 32452843
 """Of test lists that no choice in the profile was ever made on."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One target, and the worst that was measured for it."""
-
-    name: str
-    relation: str
-    """'≥', '≤' or '<'."""
-    limit: float
-    measured: float
-    where: str
-    """Where the worst was measured: a seed, an axis."""
-    reached: bool
 
 
 def main() -> int:
@@ -75,17 +60,6 @@ def main() -> int:
     return 0
 
 
-def machine() -> dict[str, str | int]:
-    """What the figures were measured on."""
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": cpus[0].partition(":")[2].strip() if cpus else platform.machine(),
-        "cores": len(psutil.Process().cpu_affinity()),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30),
-        "python": platform.python_version(),
-    }
-
-
 def judge(runs: Sequence[Summary]) -> list[Verdict]:
     """Every target of docs/results.md, each with the worst of what was measured."""
     n = f"mean of {len(runs)} seeds"
@@ -108,33 +82,22 @@ def judge(runs: Sequence[Summary]) -> list[Verdict]:
     total_s = {f"seed {run.seed}": run.seconds.total for run in runs}
     memory_mb = {f"seed {run.seed}": run.peak_memory_mb for run in runs}
     return [
-        _at_least("RL on IID, mean", 0.95, {n: _mean(rl.values())}),
-        _at_least("RL on IID, every seed", 0.90, rl),
-        _at_least("RL − SFT on IID, mean", 0.35, {n: _mean(gain.values())}),
-        _at_most("p of RL − SFT, every seed", 0.01, p, relation="<"),
-        _at_least("camera, light, colour: share of IID", 0.5, shares),
+        at_least("RL on IID, mean", 0.95, {n: _mean(rl.values())}),
+        at_least("RL on IID, every seed", 0.90, rl),
+        at_least("RL − SFT on IID, mean", 0.35, {n: _mean(gain.values())}),
+        at_most("p of RL − SFT, every seed", 0.01, p, relation="<"),
+        at_least("camera, light, colour: share of IID", 0.5, shares),
         Verdict("axes significantly below SFT", "≤", 0, len(fallen), "; ".join(fallen) or "none", not fallen),
-        _at_most("black image", 0.1, blank),
-        _at_most("other task's text, shared scene", 0.1, swapped),
-        _at_most("whole run, s", 360, total_s),
-        _at_most("peak memory, MB", 6000, memory_mb),
+        at_most("black image", 0.1, blank),
+        at_most("other task's text, shared scene", 0.1, swapped),
+        at_most("whole run, s", 360, total_s),
+        at_most("peak memory, MB", 6000, memory_mb),
     ]
 
 
 def _ablation(run: Summary, name: str) -> float:
     rate: Ablation = run.rl.ablations[name]
     return rate.success
-
-
-def _at_least(name: str, limit: float, measured: dict[str, float]) -> Verdict:
-    where = min(measured, key=lambda key: measured[key])
-    return Verdict(name, "≥", limit, measured[where], where, measured[where] >= limit)
-
-
-def _at_most(name: str, limit: float, measured: dict[str, float], relation: str = "≤") -> Verdict:
-    where = max(measured, key=lambda key: measured[key])
-    reached = measured[where] < limit or (relation == "≤" and measured[where] == limit)
-    return Verdict(name, relation, limit, measured[where], where, reached)
 
 
 def _run(profile: str, seed: int, splits_seed: int, out: Path) -> tuple[str, Summary]:
@@ -184,10 +147,7 @@ def _show(runs: Sequence[Summary], verdicts: Sequence[Verdict]) -> None:
         table.add_row(*cells, f"{run.seconds.total:.0f}", f"{run.peak_memory_mb:.0f}")
     console = Console()
     console.print(table)
-    for verdict in verdicts:
-        said = "reached" if verdict.reached else "MISSED "
-        target = f"{verdict.name} {verdict.relation} {verdict.limit:g}"
-        console.print(f"{said}  {target}: {verdict.measured:.3g} ({verdict.where})", highlight=False)
+    show_verdicts(console, verdicts)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,17 @@ import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from gripline.atomic import whole
 from gripline.config import EnvConfig
 from gripline.errors import UserError
-from gripline.types import EnvSpec
+from gripline.store import fetch, is_local
+
+if TYPE_CHECKING:
+    from gripline.types import EnvSpec  # imports NumPy, which the launcher of a RayJob goes without
 
 MANIFEST_FILE = "manifest.json"
 TOKEN_HEAD = "token"
@@ -128,7 +131,26 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def check_fits(manifest: Manifest, env_spec: EnvSpec, env: EnvConfig, *, where: str) -> None:
+def manifest_at(uri: str) -> Manifest:
+    """The manifest of the checkpoint at a path or URI. Raises UserError.
+
+    Of one in a remote store only the manifest is read: whoever loads the weights checks the rest.
+    """
+    if is_local(uri):
+        return read_manifest(fetch(uri))
+    try:
+        return Manifest.model_validate_json(_remote_manifest(uri).read_bytes())
+    except ValidationError as error:
+        problem = f"is not a manifest: {error.errors()[0]['msg']}"
+        raise UserError(f"{uri}/{MANIFEST_FILE}", "", problem, "use a checkpoint as gripline wrote it") from error
+
+
+def hash_at(uri: str) -> str:
+    """The `checkpoint_hash` of the checkpoint at a path or URI. Raises UserError where there is none."""
+    return checkpoint_hash(fetch(uri)) if is_local(uri) else file_hash(_remote_manifest(uri))
+
+
+def check_fits(manifest: Manifest, env_spec: "EnvSpec", env: EnvConfig, *, where: str) -> None:
     """Raises UserError with the first reason why the checkpoint cannot act in this environment, if there is one.
 
     where: how the user named the checkpoint.
@@ -159,6 +181,10 @@ def check_fits(manifest: Manifest, env_spec: EnvSpec, env: EnvConfig, *, where: 
 
 def _shown(value: object) -> str:
     return ", ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+
+
+def _remote_manifest(uri: str) -> Path:
+    return fetch(f"{uri.rstrip('/')}/{MANIFEST_FILE}")
 
 
 def _missing_manifest(directory: Path) -> UserError:

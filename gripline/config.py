@@ -6,12 +6,10 @@ This module imports nothing heavy: a configuration error is answered before torc
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+from gripline.cluster_config import ClusterConfig
+from gripline.section import Section
 
 Range = Annotated[tuple[float, float], Field(description="low and high bound, low <= high")]
 
@@ -291,6 +289,7 @@ class Profile(Section):
     eval: EvalConfig = EvalConfig()
     promote: PromoteConfig = PromoteConfig()
     tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _enough_groups_can_be_drawn(self) -> Self:
@@ -300,6 +299,23 @@ class Profile(Section):
                 f"rl.min_mixed_groups {self.rl.min_mixed_groups} can never be reached: {self.rl.max_rounds} rounds of "
                 f"{per_round} groups are drawn; lower it, or raise rl.max_rounds or rl.groups_per_task"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rollout_fits_the_cluster(self) -> Self:
+        if not self.cluster.stages:
+            return self
+        pairs = (
+            ("env_workers", self.rollout.env_workers, self.cluster.env.replicas * self.cluster.env.workers_per_pod),
+            ("policy_replicas", self.rollout.policy_replicas,
+             self.cluster.policy.replicas * self.cluster.policy.servers_per_pod),
+        )  # fmt: skip
+        for field, wanted, room in pairs:
+            if wanted > room:
+                raise ValueError(
+                    f"rollout.{field} {wanted} exceeds the {room} that the pods of `cluster` take; "
+                    f"set rollout.{field} to {room}, or raise their number"
+                )
         return self
 
     @model_validator(mode="after")

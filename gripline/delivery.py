@@ -20,6 +20,7 @@ from typing import Any
 
 from gripline.atomic import write_whole
 from gripline.credentials import redacted, with_credentials
+from gripline.errors import UserError
 from gripline.stages import RunContext
 
 CREATED_BY = "gripline.created_by"
@@ -42,10 +43,11 @@ class TrackingError(Exception):
 
 def connect(tracking_uri: str) -> Any:
     """An MlflowClient that answers within seconds or raises TrackingError. Imports MLflow (3 s)."""
-    with _tracking_errors():
+    with tracking_errors():
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         database = _database_file(tracking_uri)
         if database is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,7 @@ def connect(tracking_uri: str) -> Any:
 
 def ensure_parent(client: Any, experiment: str, run_name: str, tags: dict[str, str], params: dict[str, str]) -> str:
     """See `gripline.tracking.ensure_parent`."""
-    with _tracking_errors():
+    with tracking_errors():
         run_id = _given_parent() or _find_or_create(
             client,
             _experiment_id(client, experiment),
@@ -76,9 +78,9 @@ def ensure_parent(client: Any, experiment: str, run_name: str, tags: dict[str, s
 
 
 def end_run(client: Any, run_id: str, status: str) -> None:
-    """Set a run's final status, if it was made by us: others' runs are theirs to end."""
-    with _tracking_errors():
-        if CREATED_BY in client.get_run(run_id).data.tags:
+    """Set a run's final status, if it was made by us: others' runs are theirs to end. RUNNING is none: it goes on."""
+    with tracking_errors():
+        if status != "RUNNING" and CREATED_BY in client.get_run(run_id).data.tags:
             client.set_terminated(run_id, status)
 
 
@@ -90,25 +92,24 @@ def log_metrics(client: Any, run_id: str, metrics: dict[str, float]) -> str:
     from mlflow.entities import Metric
 
     time_ms = int(time.time() * 1000)
-    with _tracking_errors():
+    with tracking_errors():
         client.log_batch(run_id, metrics=[Metric(name, value, time_ms, 0) for name, value in metrics.items()])
         return str(client.get_run(run_id).info.experiment_id)
 
 
 def ensure_child(client: Any, context: RunContext, stage: str) -> tuple[str, bool]:
     """The stage's run and whether it is continued: the one that the pipeline gave to this task, or a child of ours."""
-    with _tracking_errors():
-        if _in_plugin_task():
-            return os.environ["MLFLOW_RUN_ID"], True
-        parent = client.get_run(context.parent_run_id)
-        tags = {
-            "gripline.run_name": context.run_name,
-            "gripline.stage": stage,
-            "mlflow.parentRunId": context.parent_run_id,
-        }
+    with tracking_errors():
+        identity = {"gripline.run_name": context.run_name, "gripline.stage": stage}
         known = {"gripline.profile": context.profile_name, "gripline.seed": str(context.seed)}
         known |= {f"gripline.split.{name}": value[:12] for name, value in context.split_hashes.items()}
-        run_id = _find_or_create(client, parent.info.experiment_id, stage, tags, known)
+        if _in_plugin_task():
+            run_id = os.environ["MLFLOW_RUN_ID"]
+            _apply_tags(client, run_id, identity | known)
+            return run_id, True
+        parent = client.get_run(context.parent_run_id)
+        identity |= {"mlflow.parentRunId": context.parent_run_id}
+        run_id = _find_or_create(client, parent.info.experiment_id, stage, identity, known)
         return run_id, bool(client.get_run(run_id).data.metrics)
 
 
@@ -129,7 +130,7 @@ class Target:
 
     def apply(self, entries: list[Entry]) -> None:
         """Deliver entries in order, neighbouring metrics in one batch. Raises TrackingError."""
-        with _tracking_errors():
+        with tracking_errors():
             for (op, on), batch in groupby(entries, key=lambda entry: (entry["op"], entry["on"])):
                 if op == "metrics":
                     self._metrics(self._ids[on], list(batch), may_repeat=on == "parent" or self._continued)
@@ -295,11 +296,11 @@ def _answer(kind: str, text: str) -> None:
 
 
 @contextmanager
-def _tracking_errors() -> Iterator[None]:
+def tracking_errors() -> Iterator[None]:
     """Turn whatever MLflow and its stores raise into one line."""
     try:
         yield
-    except TrackingError:
+    except (TrackingError, UserError):
         raise
     except Exception as error:  # MLflow, SQLAlchemy, requests and every artifact store raise errors of their own
         text = redacted(" ".join(str(error).strip().split("\n")[0].split()))

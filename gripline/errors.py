@@ -26,7 +26,7 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str, str]]:
         """Survive the trip between processes: an exception is pickled by its arguments."""
-        return (UserError, (self.where, self.field, self.problem, self.next_step))
+        return (type(self), (self.where, self.field, self.problem, self.next_step))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

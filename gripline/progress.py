@@ -7,6 +7,7 @@ front end draws them), and prints the same as a plain line, which is what a pod'
 import errno
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,11 @@ from typing import NoReturn
 from gripline.errors import UserError
 
 FILE_VARIABLE = "GRIPLINE_PROGRESS"
+_LINE = re.compile(
+    r"\[(?P<stage>[\w-]+)\] (?P<event>advance|note|warn)(?: (?P<done>\d+)/(?P<total>\d+))?(?P<text> .*)?"
+)
+"""What `emit` prints."""
+_NUMBER = re.compile(r" (?P<name>[^\s=]+)=(?P<value>nan|-?inf|-?\d+(?:\.\d+)?(?:e[-+]\d+)?)$")
 
 
 def emit(
@@ -27,14 +33,34 @@ def emit(
     """
     record = {"time_s": time.time(), "stage": stage, "event": event, "text": text, "done": done, "total": total}
     values = {name: float(value) for name, value in (metrics or {}).items()}
-    record["metrics"] = values
+    _append(record | {"metrics": values})
+    count = f" {done}/{total}" if total else ""
+    numbers = " ".join(f"{name}={value:.4g}" for name, value in values.items())
+    print(f"[{stage}] {event}{count} {text} {numbers}".rstrip(), file=sys.stdout, flush=True)
+
+
+def relay(line: str) -> None:
+    """Print a line of another process's output; what it reports of its progress is this process's progress too.
+
+    Its beginning and end are not: this process frames the stage itself.
+    """
+    found = _LINE.fullmatch(line)
+    if found is not None:
+        text, metrics = found["text"] or "", {}
+        while (number := _NUMBER.search(text)) is not None:
+            text = text[: number.start()]
+            metrics[number["name"]] = float(number["value"])
+        record = {"time_s": time.time(), "stage": found["stage"], "event": found["event"], "text": text.strip()}
+        counts = {"done": int(found["done"] or 0), "total": int(found["total"] or 0)}
+        _append(record | counts | {"metrics": dict(reversed(metrics.items()))})
+    print(line, file=sys.stdout, flush=True)
+
+
+def _append(record: Mapping[str, object]) -> None:
     path = os.environ.get(FILE_VARIABLE)
     if path:
         with open(path, "a", encoding="utf-8") as sink:
             sink.write(json.dumps(record) + "\n")
-    count = f" {done}/{total}" if total else ""
-    numbers = " ".join(f"{name}={value:.4g}" for name, value in values.items())
-    print(f"[{stage}] {event}{count} {text} {numbers}".rstrip(), file=sys.stdout, flush=True)
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from gripline.config import (
     PromoteConfig,
     RlConfig,
     RolloutConfig,
-    Section,
     SftConfig,
     SplitsConfig,
     VariationConfig,
 )
+from gripline.section import Section
 
 STEP_IMAGE = f"gripline-step:{__version__}"
 """The container image of every step, unless the pipeline parameter `image` names another. Unused on a laptop."""

@@ -1,29 +1,32 @@
 """Where a run's state lives: a folder on this machine, or a URI that fsspec understands (s3://…, gs://…).
 
 Stages work on local files. With a local run directory these are the files themselves; with a remote one they are a
-mirror, which goes when the process ends: `pull` downloads what is missing, `push` makes the store equal to it.
+mirror, which goes when the process ends: `pull` downloads what is missing, `push` makes the store equal to it. Several
+processes of one stage may each have a mirror; what is large (weights) is written by the process that has it.
 """
 
 import atexit
-import errno
+import fcntl
 import functools
 import hashlib
+import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from gripline.atomic import PREFIX, whole, write_whole
+from gripline import stopping
+from gripline.atomic import whole, write_whole
 from gripline.errors import UserError
+from gripline.object_store import ObjectStore, files_below
 
-LAST_FILES = ("manifest.json", "stage.json", "state.json")
-"""The marks of completeness: uploaded and downloaded last, deleted first."""
 INPUTS_FILE = "inputs.sha256"
 """In a stage's folder: the fingerprint of what it was begun with."""
+FETCHED_VARIABLE = "GRIPLINE_FETCHED"
+"""Names a folder in which the processes of one machine share what they fetch; it is not tidied up."""
 
 
 def is_local(uri: str) -> bool:
@@ -39,51 +42,72 @@ def scratch_folder() -> Path:
 
 
 class RunStore:
-    """One run directory. Every method raises UserError when a remote store cannot be used."""
+    """One run directory. Every method raises UserError when a remote store cannot be used, and those that write raise
+    SupersededError in an attempt that does not own the run any more."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
-        self._remote = not is_local(uri)
-        self.local = scratch_folder() if self._remote else Path(self.uri.removeprefix("file://"))
+        self._remote = None if is_local(uri) else ObjectStore(uri)
+        self.local = _local_path(self.uri) if self._remote is None else scratch_folder()
+
+    def files(self, name: str) -> list[str]:
+        """The files of a folder of the run, by their names in the run, without what is still being written."""
+        if self._remote is not None:
+            return sorted(self._remote.files(name))
+        return sorted(f"{name}/{below}" for below, _ in files_below(self.local / name))
 
     def pull(self, name: str) -> Path:
         """The local path of a file or folder of the run; it may not exist. What is missing here is downloaded."""
-        if self._remote:
-            _download(f"{self.uri}/{name}", self.local / name)
+        if self._remote is not None:
+            self._remote.download(name, self.local / name)
         return self.local / name
 
     def push(self, name: str) -> None:
         """Make a file or folder visible to the other stages as it is here; what is gone here goes there too."""
-        if not self._remote:
-            return
-        source = self.local / name
-        files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
-        names = [path.relative_to(self.local).as_posix() for path in files]
-        here = [each for each in names if f"/{PREFIX}" not in f"/{each}"]
-        with _remote_errors(self.uri):
-            filesystem, root = _open(self.uri)
-            there = [path.removeprefix(f"{root}/") for path in filesystem.find(f"{root}/{name}")]
-            for each in sorted(here, key=_is_mark):
-                target = f"{root}/{each}"
-                filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
-                filesystem.put_file(str(self.local / each), target)
-            _delete(filesystem, root, set(there).difference(here))
+        stopping.fence()
+        if self._remote is not None:
+            self._remote.upload(self.local / name, name)
+
+    @contextmanager
+    def new_folder(self, name: str) -> Iterator[tuple[Path, str]]:
+        """A folder of the run to be written by several processes, which appears whole: (a path for this process, the
+        URI below which another may write its part with `written`).
+
+        The marks of completeness are for this process to write. Of a remote folder only its own part is left here.
+        """
+        stopping.fence()
+        if self._remote is not None:
+            self._remote.delete(self._remote.files(name))  # what an attempt left that died while it wrote
+        with whole(self.local / name) as temporary:
+            temporary.mkdir()
+            yield temporary, str(temporary) if self._remote is None else f"{self.uri}/{name}"
+            stopping.fence()
+        if self._remote is not None:
+            self._remote.upload(self.local / name, name, prune=False)
+
+    def copy(self, source: str, target: str) -> None:
+        """Make a folder of the run equal to another; in a remote store nothing of it passes this process."""
+        stopping.fence()
+        if self._remote is not None:
+            self._remote.copy(source, target)
+        else:
+            with whole(self.local / target) as temporary:
+                shutil.copytree(self.local / source, temporary)
 
     def keep_only(self, folder: str, names: Collection[str]) -> None:
         """Delete every other entry of a folder, here and in the store."""
+        stopping.fence()
         for entry in (self.local / folder).glob("*"):
             if entry.name not in names:
                 shutil.rmtree(entry, ignore_errors=True)
-        if self._remote:
-            with _remote_errors(self.uri):
-                filesystem, root = _open(f"{self.uri}/{folder}")
-                there = [path.removeprefix(f"{root}/") for path in filesystem.find(root)]
-                _delete(filesystem, root, [path for path in there if path.partition("/")[0] not in names])
+        if self._remote is not None:
+            entries = {each: each.removeprefix(f"{folder}/").partition("/")[0] for each in self._remote.files(folder)}
+            self._remote.delete(each for each, entry in entries.items() if entry not in names)
 
 
 def fetch(uri: str) -> Path:
     """A local file or folder with what `uri` names. Raises UserError when there is nothing."""
-    path = Path(uri.removeprefix("file://")) if is_local(uri) else _fetched(uri)
+    path = _local_path(uri) if is_local(uri) else _fetched(uri)
     if not path.exists():
         raise UserError(uri, "", "does not exist", "give the path or URI of a checkpoint directory")
     return path
@@ -91,50 +115,48 @@ def fetch(uri: str) -> Path:
 
 @functools.cache
 def _fetched(uri: str) -> Path:
-    """Once in a process: stages name a checkpoint several times, and none ever changes."""
-    path = scratch_folder() / "fetched"
-    _download(uri, path)
+    """Once in a process, or once on a machine: stages name a checkpoint several times, and none ever changes."""
+    shared = os.environ.get(FETCHED_VARIABLE)
+    if not shared:
+        path = scratch_folder() / "fetched"
+        ObjectStore(uri).download("", path)
+        return path
+    path = Path(shared) / digest(uri)[:16]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes later finds it there
+        ObjectStore(uri).download("", path)
     return path
 
 
-def _download(uri: str, target: Path) -> None:
-    """Of a file or folder what `target` has not yet; nothing where there is nothing."""
-    with _remote_errors(uri):
-        filesystem, root = _open(uri)
-        found = [path.removeprefix(root) for path in filesystem.find(root)]
-    for name in sorted(found, key=_is_mark):
-        local = Path(f"{target}{name}")
-        if not local.exists():
-            with whole(local) as temporary, _remote_errors(uri):
-                filesystem.get_file(f"{root}{name}", str(temporary))
-
-
-def _delete(filesystem: Any, root: str, names: Iterable[str]) -> None:
-    for name in sorted(names, key=_is_mark, reverse=True):
-        filesystem.rm_file(f"{root}/{name}")
-
-
-def _is_mark(name: str) -> bool:
-    return name.rpartition("/")[2] in LAST_FILES
-
-
-def _open(uri: str) -> tuple[Any, str]:
-    import fsspec
-
-    filesystem, root = fsspec.core.url_to_fs(uri)
-    return filesystem, root.rstrip("/")
+@contextmanager
+def read_once(uri: str) -> Iterator[Path]:
+    """A local path with a file or folder, for as long as the block runs. Raises UserError when there is nothing."""
+    if is_local(uri):
+        yield fetch(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="gripline-") as folder:
+        path = Path(folder) / "read"
+        ObjectStore(uri).download("", path)
+        if not path.exists():
+            raise UserError(uri, "", "does not exist", "see what the run's folder holds")
+        yield path
 
 
 @contextmanager
-def _remote_errors(uri: str) -> Iterator[None]:
-    """Turn what a driver raises into one line; what the local disk refuses is told by `whole`."""
-    try:
-        yield
-    except Exception as error:  # every driver has errors of its own; all of them mean: this store cannot be used
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # the disk here
-            raise
-        problem = f"cannot be used: {' '.join(str(error).split())[:200] or type(error).__name__}"
-        raise UserError(uri, "", problem, "check the address, its credentials and the driver") from error
+def written(uri: str) -> Iterator[Path]:
+    """A local path for the body to make a file or folder at; after it, that is at `uri`."""
+    if is_local(uri):
+        yield _local_path(uri)
+        return
+    folder_uri, _, name = uri.rstrip("/").rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="gripline-") as folder:
+        yield Path(folder) / name
+        ObjectStore(folder_uri).upload(Path(folder) / name, name)
+
+
+def _local_path(uri: str) -> Path:
+    return Path(uri.removeprefix("file://"))
 
 
 def digest(*texts: str) -> str:

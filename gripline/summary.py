@@ -62,10 +62,13 @@ class PolicySummary(_Part):
 
 
 class Difference(_Part):
-    """RL minus SFT on the same episodes."""
+    """RL minus SFT (or a candidate minus its baseline) on the same episodes."""
 
     difference: float
     ci95: tuple[float, float]
+    """Score interval (Tango): the one to go by."""
+    ci95_bootstrap: tuple[float, float] | None = None
+    """Percentile bootstrap, stratified by task, always with the same seed. Null in files of before there was one."""
     p: float
     """Exact McNemar, two-sided."""
     p_holm: float | None = None
@@ -73,6 +76,9 @@ class Difference(_Part):
     n: int
     gained: int
     lost: int
+    detectable: float | None = None
+    """The smallest true difference that this test finds on n episodes with power 0.8 at 5 %, given how many changed
+    here. Null where there is none, and in files of before it was computed."""
 
 
 class TaskDifferences(_Part):
@@ -178,12 +184,20 @@ def summarise_policy(records: Sequence[EpisodeRecord], shared_scene_tasks: Itera
 
 def compare(sft_records: Sequence[EpisodeRecord], rl_records: Sequence[EpisodeRecord]) -> Paired:
     """RL minus SFT on the episodes that both finished. Raises UserError when the lists hold different episodes."""
-    after = {record.spec.key: record for record in rl_records}
-    if {record.spec.key for record in sft_records} != set(after):
+    if {record.spec.key for record in sft_records} != {record.spec.key for record in rl_records}:
         next_step = "evaluate both policies on the same split lists"
         raise UserError("evaluation", "episodes", "SFT and RL were not evaluated on the same episodes", next_step)
-    pairs = [(before, after[before.spec.key]) for before in sft_records]
-    pairs = [(before, candidate) for before, candidate in pairs if not before.error and not candidate.error]
+    return compare_common(sft_records, rl_records)
+
+
+def compare_common(baseline: Sequence[EpisodeRecord], candidate: Sequence[EpisodeRecord]) -> Paired:
+    """Candidate minus baseline on the episodes that both lists hold and both policies finished.
+
+    Raises UserError when there is no IID episode among them.
+    """
+    after = {record.spec.key: record for record in candidate}
+    pairs = [(record, after[key]) for record in baseline if (key := record.spec.key) in after]
+    pairs = [(before, other) for before, other in pairs if not before.error and not other.error]
     iid = _difference([pair for pair in pairs if _is_iid(pair[0])])
     if iid is None:
         raise UserError("evaluation", "iid", "no IID episode finished with both policies", "run the evaluations again")
@@ -320,14 +334,20 @@ def _task_rates(records: Sequence[EpisodeRecord]) -> TaskRates:
 def _difference(pairs: Sequence[_Pair]) -> Difference | None:
     if not pairs:
         return None
-    result = paired_comparison([before.success for before, _ in pairs], [after.success for _, after in pairs])
+    result = paired_comparison(
+        [before.success for before, _ in pairs],
+        [after.success for _, after in pairs],
+        strata=[before.spec.task for before, _ in pairs],
+    )
     return Difference(
         difference=result.difference,
         ci95=(result.ci_low, result.ci_high),
+        ci95_bootstrap=(result.bootstrap_low, result.bootstrap_high),
         p=result.p_value,
         n=result.n,
         gained=result.gained,
         lost=result.lost,
+        detectable=result.detectable,
     )
 
 

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gripline.summary import SHARED_SCENE, Difference, PolicySummary, Rate, Summary
+from gripline.summary import SHARED_SCENE, Difference, Paired, PolicySummary, Rate, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 ALL_TASKS = "all tasks"
+MDD_MEANS = (
+    "MDD: the smallest true difference, in points, that the exact McNemar test finds on n episodes with power 80 % at "
+    "5 %, given how many changed"
+)
 SHARED_ROW = "shared-scene tasks"
 
 
@@ -52,18 +56,21 @@ def render_table(summary: Summary, per_task: bool = True) -> Table:
     from rich.text import Text
 
     title = Text(f"Success in % [95 % interval], profile {summary.profile}, seed {summary.seed}", "italic")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.caption, table.caption_justify = Text(MDD_MEANS, "dim italic"), "left"
     table.add_column("split and task", overflow="fold")
-    for name in ("n", "SFT", "RL", "RL − SFT", "p"):
+    for name in ("n", "SFT", "RL", "RL − SFT", "MDD", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows(summary):
         total = row.task == ALL_TASKS
         if total or per_task:
             name = row.split if total else f"  {row.task}"
             style = "bold" if total else "dim"
-            changed = _colour(row.paired) if total else style
-            n, sft, rl, gain, p = _numbers(row)
-            table.add_row(*(Text(cell, style) for cell in (name, n, sft, rl)), Text(gain, changed), Text(p, changed))
+            changed = colour(row.paired) if total else style
+            p = "" if row.paired is None else p_cell(row.paired)
+            cells = [name, _n(row), rate_text(row.sft), rate_text(row.rl)]
+            gain, detectable = Text(gain_text(row.paired), changed), Text(detectable_text(row.paired), style)
+            table.add_row(*(Text(cell, style) for cell in cells), gain, detectable, Text(p, changed))
     return table
 
 
@@ -72,16 +79,18 @@ def markdown(summary: Summary) -> str:
     lines = [
         f"**{headline(summary)}.**",
         "",
-        "| split | task | n | SFT | RL | RL − SFT | p |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| split | task | n | SFT | RL | RL − SFT | bootstrap | MDD | p |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows(summary):
-        split = f"**{row.split}**" if row.task == ALL_TASKS else ""
-        lines.append("| " + " | ".join([split, row.task, *_numbers(row)]) + " |")
+        cells = [f"**{row.split}**" if row.task == ALL_TASKS else "", row.task, _n(row)]
+        cells += [rate_text(row.sft), rate_text(row.rl), gain_text(row.paired), bootstrap_text(row.paired)]
+        cells += [detectable_text(row.paired), "" if row.paired is None else p_cell(row.paired)]
+        lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Success in per cent. Brackets: 95 % intervals (Wilson; score interval for paired differences). "
-        "p: exact McNemar, Holm-corrected over the OOD axes.",
+        "Success in per cent. Brackets: 95 % intervals (Wilson; score interval for paired differences, and beside it "
+        f"the bootstrap's, stratified by task). {MDD_MEANS}. p: exact McNemar, Holm-corrected over the OOD axes.",
         "",
     ]
     lines.append("**Promoted.**" if summary.promoted else "**Not promoted.**")
@@ -90,35 +99,59 @@ def markdown(summary: Summary) -> str:
     return "\n".join(lines) + "\n"
 
 
-def policy_metrics(policy: PolicySummary, prefix: str = "eval") -> dict[str, float]:
-    """Metrics of one evaluation, such as `eval/iid/success` and `eval/ood/camera/ci_low`."""
+def named_rates(policy: PolicySummary) -> dict[str, Rate]:
+    """Every rate under the name that it has everywhere: `iid`, `ood/AXIS`, `ablation/NAME`, `task/TASK` (IID), and
+    `task/TASK/ood/AXIS`."""
     named: dict[str, Rate] = {"iid": policy.iid}
     named |= {f"ood/{axis}": rate for axis, rate in policy.ood.items()}
     named |= {f"ablation/{name}": rate for name, rate in policy.ablations.items()}
     named |= {f"task/{task}": rates.iid for task, rates in policy.per_task.items() if rates.iid is not None}
+    for task, rates in policy.per_task.items():
+        named |= {f"task/{task}/ood/{axis}": rate for axis, rate in rates.ood.items()}
+    return named
+
+
+def named_differences(paired: Paired) -> dict[str, Difference]:
+    """Every paired difference, named as in `named_rates`."""
+    named = {"iid": paired.iid} | {f"ood/{axis}": difference for axis, difference in paired.ood.items()}
+    named |= {f"task/{task}": each.iid for task, each in paired.per_task.items() if each.iid is not None}
+    for task, each in paired.per_task.items():
+        named |= {f"task/{task}/ood/{axis}": difference for axis, difference in each.ood.items()}
+    return named
+
+
+def policy_metrics(policy: PolicySummary) -> dict[str, float]:
+    """Metrics of one evaluation, such as `eval/iid/success` and `eval/ood/camera/ci_low`."""
     metrics: dict[str, float] = {}
-    for name, rate in named.items():
+    for name, rate in named_rates(policy).items():
         bounds = {"success": rate.success, "ci_low": rate.ci95[0], "ci_high": rate.ci95[1]}
-        metrics |= {f"{prefix}/{name}/{field}": round(value, 4) for field, value in bounds.items()}
-        metrics |= {f"{prefix}/{name}/errors": rate.errors} if rate.errors else {}
+        metrics |= {f"eval/{name}/{field}": round(value, 4) for field, value in bounds.items()}
+        metrics |= {f"eval/{name}/errors": rate.errors} if rate.errors else {}
     return metrics
 
 
 def final_metrics(summary: Summary) -> dict[str, float]:
-    """The few numbers by which whole runs are compared, for the parent run.
+    """The numbers by which whole runs are compared, for the parent run: `gain/…`, `eval/…` of the RL policy under the
+    names that an evaluation's own run has, and `sft/…` of the policy before.
 
-    MLflow's compare page sorts them by name, so the gains come first; its plots begin with the first one of this
-    dictionary, and its charts are grouped by what stands before the last slash.
+    MLflow's compare page sorts them by name; its plots begin with the first one of this dictionary, and its charts are
+    grouped by what stands before the last slash. Intervals of single tasks and of ablations are left to the
+    evaluations' runs.
     """
     iid = summary.paired.iid
-    metrics = {"gain/iid": iid.difference, "gain/iid_ci_low": iid.ci95[0], "gain/iid_ci_high": iid.ci95[1]}
-    metrics |= {f"gain/ood/{axis}": paired.difference for axis, paired in summary.paired.ood.items()}
-    for name, policy in (("rl", summary.rl), ("sft", summary.sft)):
-        metrics |= {f"{name}/iid/success": policy.iid.success}
-        metrics |= {f"{name}/ood/{axis}": rate.success for axis, rate in policy.ood.items()}
-        metrics |= {f"{name}/ablation/{kind}": rate.success for kind, rate in policy.ablations.items()}
-    metrics = {name: round(value, 4) for name, value in metrics.items()}
-    metrics |= {"gain/iid_p": float(f"{iid.p:.3g}"), "run/promoted": float(summary.promoted)}
+    gain = {"difference": iid.difference, "ci_low": iid.ci95[0], "ci_high": iid.ci95[1]}
+    metrics = {f"gain/iid/{field}": round(value, 4) for field, value in gain.items()}
+    metrics["gain/iid/p"] = float(f"{iid.p:.3g}")
+    metrics |= {f"gain/ood/{axis}/difference": round(each.difference, 4) for axis, each in summary.paired.ood.items()}
+    for name, value in policy_metrics(summary.rl).items():
+        whole = name.startswith(("eval/iid/", "eval/ood/"))
+        metrics |= {name: value} if whole or (name.endswith("/success") and "/ood/" not in name) else {}
+    metrics |= {
+        f"sft/{name}/success": round(rate.success, 4)
+        for name, rate in named_rates(summary.sft).items()
+        if not name.startswith("task/")
+    }
+    metrics["run/promoted"] = float(summary.promoted)
     metrics |= {f"run/seconds_{name}": round(value, 1) for name, value in dict(summary.seconds).items()}
     return metrics | {"run/env_steps": float(summary.env_steps), "run/peak_memory_mb": round(summary.peak_memory_mb, 1)}
 
@@ -161,6 +194,28 @@ def gain_text(paired: Difference | None) -> str:
     return f"{100 * paired.difference:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}]".replace("-", "−")
 
 
+def bootstrap_text(paired: Difference | None) -> str:
+    """'[+28, +46]': percentage points."""
+    if paired is None or paired.ci95_bootstrap is None:
+        return ""
+    low, high = paired.ci95_bootstrap
+    return f"[{100 * low:+.0f}, {100 * high:+.0f}]".replace("-", "−")
+
+
+def detectable_text(paired: Difference | None) -> str:
+    """'14', '1.5' (percentage points); '–' where no difference would be found."""
+    if paired is None:
+        return ""
+    if paired.detectable is None:
+        return "–"
+    return f"{100 * paired.detectable:.{0 if paired.detectable >= 0.0995 else 1}f}"
+
+
+def p_cell(paired: Difference) -> str:
+    """'0.031', '<1e-4': short, for a table."""
+    return p_text(p_corrected(paired)).removeprefix("= ").replace("< 0.0001", "<1e-4")
+
+
 def in_words(name: str) -> str:
     """'swapped_instruction' as 'swapped instruction'."""
     return name.removesuffix(SHARED_SCENE).replace("_", " ")
@@ -199,15 +254,12 @@ def _ablation_rows(summary: Summary) -> Iterator[Row]:
                 yield Row("ablation", in_words(name), task, sft, rates.ablations[name], None)
 
 
-def _numbers(row: Row) -> tuple[str, ...]:
-    """n, SFT, RL, gain, p."""
-    n = str(row.rl.n) if row.rl is not None else ""
-    p = "" if row.paired is None else p_text(p_corrected(row.paired))
-    p = p.removeprefix("= ").replace("< 0.0001", "<1e-4")
-    return n, rate_text(row.sft), rate_text(row.rl), gain_text(row.paired), p
+def _n(row: Row) -> str:
+    return str(row.rl.n) if row.rl is not None else ""
 
 
-def _colour(paired: Difference | None) -> str:
+def colour(paired: Difference | None) -> str:
+    """How the terminal shows a difference: green or red where it is significant at 5 %."""
     if paired is None or not is_sure(paired):
         return "bold"
     return "bold green" if paired.difference > 0 else "bold red"

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from gripline import credentials, progress
+from gripline import credentials, progress, stopping
 from gripline.errors import UserError
 from gripline.stages import RunContext
 from gripline.store import RunStore, is_local
@@ -30,7 +30,10 @@ SPOOL_FOLDER = "mlflow-spool"
 FLUSH_TIMEOUT_S = 600.0
 INTERRUPTED_TIMEOUT_S = 15.0
 Run = Literal["stage", "parent"]
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["FINISHED", "FAILED", "KILLED", "RUNNING"]
+"""RUNNING: left as it is, to another process that continues it."""
+TAGS_VARIABLE = "GRIPLINE_TAGS"
+"""Names a JSON object of further tags of the stage's run: who runs the stage, such as a RayJob's attempt."""
 
 
 def default_tracking_uri(configured: str, runs_dir: str | Path) -> str:
@@ -49,7 +52,7 @@ def ensure_parent(
     """
     from gripline import delivery
 
-    with _one_line(tracking_uri):
+    with one_line(tracking_uri):
         client = delivery.connect(tracking_uri)
         return delivery.ensure_parent(client, experiment, run_name, dict(tags), flatten(params))
 
@@ -58,7 +61,7 @@ def end_parent(tracking_uri: str, parent_run_id: str, status: Status) -> None:
     """End the parent run if we made it: for a front end whose pipeline broke. Raises UserError when MLflow is gone."""
     from gripline import delivery
 
-    with _one_line(tracking_uri):
+    with one_line(tracking_uri):
         delivery.end_run(delivery.connect(tracking_uri), parent_run_id, status)
 
 
@@ -69,20 +72,27 @@ def log_costs(tracking_uri: str, parent_run_id: str, metrics: Mapping[str, float
     """
     from gripline import delivery
 
-    with _one_line(tracking_uri):
+    with one_line(tracking_uri):
         experiment_id = delivery.log_metrics(delivery.connect(tracking_uri), parent_run_id, dict(metrics))
     return f"/#/experiments/{experiment_id}?workflowType=machine_learning"  # without it, MLflow 3 shows a GenAI page
 
 
 @contextmanager
 def stage_run(context: RunContext, stage: str) -> Iterator["Tracker"]:
-    """The stage's child run, made or continued; it ends FINISHED, FAILED after an exception, KILLED after Ctrl-C."""
+    """The stage's child run, made or continued; it ends FINISHED, FAILED after an exception, KILLED after Ctrl-C or a
+    request to stop. A superseded attempt leaves it to the one that continues it."""
     tracker = Tracker(context, stage)
     try:
+        if TAGS_VARIABLE in os.environ:
+            tracker.set_tags(json.loads(os.environ[TAGS_VARIABLE]))
         yield tracker
+    except stopping.SupersededError:
+        tracker.close("RUNNING")
+        raise
     except BaseException as error:
         # Nothing is handled: the run's status must tell how the stage ended, whatever ended it.
-        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        interrupted = isinstance(error, KeyboardInterrupt | stopping.StopRequestedError)
+        tracker.close("KILLED" if interrupted else "FAILED")
         raise
     tracker.close("FINISHED")
     tracker.check()
@@ -181,7 +191,7 @@ class Tracker:
         self._sink.close()
         assert self._process.stdin is not None
         self._process.stdin.close()
-        timeout_s = INTERRUPTED_TIMEOUT_S if status == "KILLED" else FLUSH_TIMEOUT_S
+        timeout_s = INTERRUPTED_TIMEOUT_S if status in ("KILLED", "RUNNING") else FLUSH_TIMEOUT_S
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -256,7 +266,8 @@ def _new_spool(store: RunStore, stage: str) -> Path:
 
 
 @contextmanager
-def _one_line(tracking_uri: str) -> Iterator[None]:
+def one_line(tracking_uri: str) -> Iterator[None]:
+    """Turn what MLflow does not do into a UserError."""
     from gripline import delivery
 
     try:

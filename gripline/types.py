@@ -4,6 +4,7 @@ Shape letters, used as suffixes everywhere: B batch, N cameras, H W C image, P p
 A action dimensions, T chunks of an episode, V action bins, L text tokens.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -66,13 +67,18 @@ class EpisodeSpec(_Value):
     @property
     def key(self) -> str:
         """16 hex digits that name this spec: equal specs have equal keys in every process."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _key(self)
 
     @property
     def init_state_key(self) -> tuple[str, str, int, str]:
         """What two splits must never share: suite, task, init seed and region."""
         return (self.suite, self.task, self.init_seed, self.region)
+
+
+@functools.lru_cache(maxsize=2**15)  # whoever pairs two lists asks for each key several times
+def _key(spec: EpisodeSpec) -> str:
+    text = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

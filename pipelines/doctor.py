@@ -1,17 +1,25 @@
-"""`gripline doctor`: what of this machine is usable, one line each. It reports, and never fails."""
+"""`gripline doctor`: what of this machine is usable, one line each. It reports, and never fails.
+
+`gripline doctor --kube`: the pools of a cluster. It raises UserError where it cannot see them.
+"""
 
 import os
 import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
+from gripline.cluster_config import Placement
 from gripline.credentials import VARIABLE, redacted
+from gripline.errors import UserError
+from gripline.kube.placement import fit_for
+from gripline.kube.pools import Pool, fitting, misfit, pools, told
+from gripline.kube.products import USES
 
 TIMEOUT_S = 3.0
 Finding = tuple[bool, str]
@@ -26,6 +34,44 @@ def examine() -> Iterator[tuple[str, bool, str]]:
         except Exception as error:  # noqa: BLE001  whatever a broken installation raises is a finding
             usable, text = False, f"{type(error).__name__}: {error}"
         yield name, usable, " ".join(text.split())[:200]
+
+
+def examine_cluster(own: Sequence[Placement]) -> Iterator[tuple[str, bool, str]]:
+    """(GPU, whether a placement fits, what is known of it) of each pool of the cluster that the kubeconfig names.
+
+    own: placements besides the shipped ones. Raises UserError.
+    """
+    from gripline.kube.api import ApiError, ForbiddenError, connect
+
+    api = connect()
+    try:
+        nodes = api.nodes()
+    except ForbiddenError as error:
+        step = "ask for a ClusterRole that may list nodes; check with: kubectl auth can-i list nodes"
+        raise UserError("kubernetes", "", f"no permission to list nodes: {error}", step) from None
+    except ApiError as error:
+        raise UserError("kubernetes", "", f"nodes cannot be listed: {error}", "check with: kubectl get nodes") from None
+    found = pools(nodes)
+    for pool in found:
+        fits = fitting(pool) + [place.name for place in own if not misfit(pool, place)]
+        others = [f"not {place.name}: {reason}" for place in own if (reason := misfit(pool, place))]
+        yield pool.gpu.title if pool.gpu else "no GPU", bool(fits), "; ".join([*_described(pool, fits), *others])
+    if not any(pool.gpu and "rtx" not in pool.unfit() for pool in found):
+        yield "rendering rtx", False, f"no pool has GPUs for it now; placements for it: {', '.join(fit_for('rtx'))}"
+
+
+def _described(pool: Pool, fits: Sequence[str]) -> Iterator[str]:
+    counts = [f"{count} {resource}" for resource, count in pool.gpus.items()]
+    if pool.gpu and not counts:
+        counts = ["no GPU offered: is the device plugin running?"]
+    yield ", ".join([f"{len(pool.nodes)} node{'s' * (len(pool.nodes) != 1)}", *counts])
+    if pool.taints:
+        yield f"taint{'s' * (len(pool.taints) != 1)} {', '.join(told(taint) for taint in sorted(pool.taints))}"
+    yield f"fits {', '.join(fits)}" if fits else "fits no placement"
+    if pool.gpu:
+        unfit = pool.unfit()
+        yield f"for {', '.join(fit)}" if (fit := [use for use in USES if use not in unfit]) else "for nothing here"
+        yield from (f"not for {use}: {reason}" for use, reason in unfit.items())
 
 
 def _machine() -> Finding:

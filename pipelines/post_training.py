@@ -14,9 +14,29 @@ from components.eval.component import evaluate, gate, promote
 from components.plan.component import plan
 from components.rl.component import rl
 from components.sft.component import sft
+from gripline.cluster_config import LONGEST_LAUNCH_S
 from gripline.stages import STEP_IMAGE
 
 HOUR_S = 3600
+LAUNCH_H = LONGEST_LAUNCH_S // HOUR_S + 24
+"""Of steps that may wait for a RayJob: a last resort. The real limit is the launcher's, `cluster.overall_timeout_s`."""
+
+SECRETS = {
+    "gripline-store": (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_ENDPOINT_URL",
+        "AWS_DEFAULT_REGION",
+    ),
+    "gripline-mlflow": (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+    ),
+}
+"""Secret -> keys that become variables of every step, where they exist: docs/on_a_cluster.md."""
 
 
 @dsl.pipeline(
@@ -43,28 +63,31 @@ def post_training(
         profile=profile,
         seed=seed,
         checkpoint_uri=checkpoint_uri,
+        image=image,
         tracking_uri=tracking_uri,
         store_uri=store_uri,
         run_name=run_name,
         job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
     )
-    run, sections = planned.outputs["context"], planned.outputs
-    splits = planned.outputs["splits"]
+    sections = planned.outputs
+    run, where, splits = sections["context"], sections["cluster"], sections["splits"]
 
     shown = demos(config=sections["demos"], checkpoint_uri=checkpoint_uri)
     tuned = sft(
         context=run,
         config=sections["sft"],
+        cluster=where,
         checkpoint_uri=checkpoint_uri,
         demonstrations=shown.outputs["demonstrations"],
     )
     policy = tuned.outputs["policy"]
-    before = evaluate(context=run, config=sections["evaluate"], stage_name="sft", policy=policy, splits=splits)
+    testing = {"context": run, "config": sections["evaluate"], "cluster": where, "splits": splits}
+    before = evaluate(stage_name="sft", policy=policy, **testing)
     passed = gate(context=run, config=sections["promote"], results=before.outputs["results"])
 
-    improved = rl(context=run, config=sections["rl"], policy=policy, splits=splits).after(passed)
+    improved = rl(context=run, config=sections["rl"], cluster=where, policy=policy, splits=splits).after(passed)
     better = improved.outputs["improved_policy"]
-    after = evaluate(context=run, config=sections["evaluate"], stage_name="rl", policy=better, splits=splits)
+    after = evaluate(stage_name="rl", policy=better, **testing)
     decided = promote(
         context=run,
         config=sections["promote"],
@@ -75,8 +98,10 @@ def post_training(
         rl_results=after.outputs["results"],
     )
 
-    limits_h = {planned: 1, shown: 6, tuned: 48, before: 12, passed: 1, improved: 96, after: 12, decided: 2}
+    limits_h = {planned: 1, shown: 6, passed: 1, decided: 2} | dict.fromkeys((tuned, before, improved, after), LAUNCH_H)
     for task, hours in limits_h.items():
         task.set_container_image(image)
         task.set_caching_options(task is shown)
         kubernetes.set_timeout(task, hours * HOUR_S)
+        for secret, keys in SECRETS.items():
+            kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)

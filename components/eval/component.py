@@ -9,25 +9,27 @@ from gripline.stages import STEP_IMAGE
 def evaluate(
     context: str,
     config: str,
+    cluster: str,
     stage_name: str,
     policy: dsl.Input[dsl.Model],
     splits: dsl.Input[dsl.Artifact],
     results: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Run every test episode once. stage_name: 'sft' or 'rl', whose policy this is."""
+    """Run every test episode once, here or as a RayJob. stage_name: 'sft' or 'rl', whose policy this is."""
     from gripline.progress import stage
 
     with stage(f"eval-{stage_name}"):
-        from components.eval.evaluate import run
+        from gripline.kube.stage import run_stage
 
-        numbers = run(
+        numbers = run_stage(
+            f"eval-{stage_name}",
+            "components.eval.evaluate:run",
+            cluster=cluster,
             context=context,
-            config=config,
-            splits_path=splits.path,
-            policy_uri=policy.metadata["uri"],
-            stage=stage_name,
-            results_path=results.path,
+            arguments={"config": config, "policy_uri": policy.metadata["uri"], "stage": stage_name},
+            files={"splits_path": splits.path},
+            outputs={"results_path": results.path},
         )
         metrics.metadata.update(numbers)
 

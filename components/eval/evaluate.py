@@ -4,14 +4,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gripline import progress
-from gripline.checkpoint import check_fits, checkpoint_hash, read_manifest
+from gripline import progress, stopping
+from gripline.checkpoint import check_fits, hash_at, manifest_at
 from gripline.envs.suites import env_spec, shared_scene_tasks
 from gripline.errors import UserError
 from gripline.results import ResultsWriter
 from gripline.splits import Splits
 from gripline.stages import EvalStage, RunContext
-from gripline.store import RunStore, StageResult, digest, fetch
+from gripline.store import RunStore, StageResult, digest
 from gripline.summary import indifference_warnings, summarise_policy
 from gripline.tables import policy_metrics
 from gripline.types import EpisodeRecord, EpisodeSpec
@@ -30,18 +30,17 @@ def run(
     run_context = RunContext.model_validate_json(context)
     section = EvalStage.model_validate_json(config)
     store = RunStore(run_context.run_dir)
-    directory = fetch(policy_uri)
-    check_fits(read_manifest(directory), env_spec(section.env), section.env, where=policy_uri)
+    check_fits(manifest_at(policy_uri), env_spec(section.env), section.env, where=policy_uri)
     specs = Splits.read(splits_path).tested
     name = f"eval-{stage}"
-    fingerprint = digest(section.env.model_dump_json(), checkpoint_hash(directory), *(spec.key for spec in specs))
+    fingerprint = digest(section.env.model_dump_json(), hash_at(policy_uri), *(spec.key for spec in specs))
     kept = store.pull(name) / "results.jsonl"
     finished = StageResult.find(store, name, fingerprint)
     if finished is None:
         from gripline.tracking import stage_run
 
         with stage_run(run_context, name) as tracker:
-            records, outputs = _evaluate(section, directory, specs, store, name)
+            records, outputs = _evaluate(section, policy_uri, specs, store, name)
             shared = shared_scene_tasks(section.env.suite, section.env.tasks)
             policy = summarise_policy(records, shared)
             outputs["iid_success"] = policy.iid.success
@@ -67,7 +66,7 @@ def _row(record: EpisodeRecord) -> dict[str, object]:
 
 
 def _evaluate(
-    section: EvalStage, directory: Path, specs: list[EpisodeSpec], store: RunStore, name: str
+    section: EvalStage, policy_uri: str, specs: list[EpisodeSpec], store: RunStore, name: str
 ) -> tuple[list[EpisodeRecord], dict[str, float]]:
     started = time.perf_counter()
     writer = ResultsWriter(store.local / name / "results.jsonl")
@@ -76,7 +75,7 @@ def _evaluate(
         progress.emit(name, "note", text=f"{len(specs) - len(todo)} of {len(specs)} episodes kept from before")
     try:
         if todo:
-            _run_episodes(section, directory, todo, writer, store, name, len(specs))
+            _run_episodes(section, policy_uri, todo, writer, store, name, len(specs))
         records = writer.finish(specs)
     finally:
         writer.close()
@@ -90,7 +89,7 @@ def _evaluate(
 
 def _run_episodes(
     section: EvalStage,
-    directory: Path,
+    policy_uri: str,
     todo: list[EpisodeSpec],
     writer: ResultsWriter,
     store: RunStore,
@@ -104,7 +103,7 @@ def _run_episodes(
     progress.emit(name, "note", text="starting Ray actors")
     seen: list[EpisodeRecord] = []
     pushed_at = time.monotonic()
-    with ray_cluster(section.rollout), standard_engine(section.env, str(directory), section.rollout) as engine:
+    with ray_cluster(section.rollout), standard_engine(section.env, policy_uri, section.rollout) as engine:
         for episode in engine.run(todo, Decoding(greedy=True)):
             writer.append(episode.record)
             seen.append(episode.record)
@@ -112,9 +111,10 @@ def _run_episodes(
             done = total - len(todo) + len(seen)
             shown = {"iid_success": sum(iid) / max(len(iid), 1)}
             progress.emit(name, "advance", done=done, total=total, metrics=shown)
-            if time.monotonic() - pushed_at >= PUSH_EVERY_S:
+            if stopping.requested() or time.monotonic() - pushed_at >= PUSH_EVERY_S:
                 store.push(name)
                 pushed_at = time.monotonic()
+                stopping.check()
     failed = [record for record in seen if record.error]
     if len(failed) == len(seen):
         raise UserError(name, "", f"every simulator failed: {failed[0].error}", "see `gripline doctor`")

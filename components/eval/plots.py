@@ -47,16 +47,16 @@ def success_and_difference(summary: Summary) -> Figure:
         figure = Figure(figsize=(10.4, 1.1 + 0.42 * len(shown)), layout=ConstrainedLayoutEngine(wspace=0.06))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         for y, row in enumerate(shown):
-            _interval(left, y - 0.13, row.sft, SFT_COLOUR)
-            _interval(left, y + 0.13, row.rl, RL_COLOUR)
-            _forest(right, y, row.paired)
+            _rate(left, y - 0.13, row.sft, SFT_COLOUR)
+            _rate(left, y + 0.13, row.rl, RL_COLOUR)
+            forest(right, y, row.paired)
         names = [row.split if row.task == ALL_TASKS else f"{row.split} · {row.task}" for row in shown]
-        _name_rows(left, [(name, row.task == ALL_TASKS) for name, row in zip(names, shown, strict=True)])
+        name_rows(left, [(name, row.task == ALL_TASKS) for name, row in zip(names, shown, strict=True)])
         left.set(xlim=(-2, 102), xlabel="success, %", title="Success, 95 % Wilson interval")
         right.axvline(0, color=QUIET, linewidth=1)
         right.set(xlabel="RL − SFT on the same episodes, points", title="Paired difference, 95 % interval")
-        _tidy(left)
-        _tidy(right)
+        tidy(left)
+        tidy(right)
         _legend(left)
     return figure
 
@@ -83,15 +83,15 @@ def ablations(summary: Summary) -> Figure:
         axes = figure.subplots()
         for y, row in enumerate(shown):
             for rate, offset, colour in ((row.sft, -0.13, SFT_COLOUR), (row.rl, 0.13, RL_COLOUR)):
-                _interval(axes, y + offset, rate, colour)
+                _rate(axes, y + offset, rate, colour)
                 if isinstance(rate, Ablation):
                     axes.plot(100 * rate.intact, y + offset, "|", color=colour, markersize=7, markeredgewidth=2)
             if row.task == ALL_TASKS and y:
                 axes.axhline(y - 0.5, color=GRID, linewidth=1)
-        _name_rows(axes, [(row.split if row.task == ALL_TASKS else row.task, row.task == ALL_TASKS) for row in shown])
+        name_rows(axes, [(row.split if row.task == ALL_TASKS else row.task, row.task == ALL_TASKS) for row in shown])
         axes.set(xlim=(-2, 102), xlabel="success, %")
         axes.set_title("Success on IID episodes with one input taken away")
-        _tidy(axes)
+        tidy(axes)
         _legend(axes)
     return figure
 
@@ -130,22 +130,30 @@ def data_uri(content: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
-def _interval(axes: Axes, y: float, rate: Rate | None, colour: str) -> None:
-    if rate is None:
-        return
-    low, high = rate.ci95
-    axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=3, alpha=0.35, solid_capstyle="round")
-    axes.plot(100 * rate.success, y, "o", color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.8)
+def interval(
+    axes: Axes, y: float, value: float, ci95: tuple[float, float] | None, colour: str, marker: str = "o"
+) -> None:
+    """A rate and its interval, in per cent, on row `y`."""
+    if ci95 is not None:
+        low, high = ci95
+        axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=3, alpha=0.35, solid_capstyle="round")
+    axes.plot(100 * value, y, marker, color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.8)
 
 
-def _forest(axes: Axes, y: float, paired: Difference | None) -> None:
+def forest(axes: Axes, y: float, paired: Difference | None, colour: str = INK, marker: str = "s") -> None:
+    """A paired difference and its interval, in points, on row `y`; filled where the interval excludes zero."""
     if paired is None:
         return
     low, high = (100 * bound for bound in paired.ci95)
     sure = not low <= 0 <= high
-    axes.plot([low, high], [y, y], color=INK, linewidth=1.6, alpha=1 if sure else 0.4)
-    face = INK if sure else "white"
-    axes.plot(100 * paired.difference, y, "s", color=INK, markerfacecolor=face, markersize=5, alpha=1 if sure else 0.6)
+    axes.plot([low, high], [y, y], color=colour, linewidth=1.6, alpha=1 if sure else 0.4)
+    face, alpha = (colour, 1.0) if sure else ("white", 0.6)
+    axes.plot(100 * paired.difference, y, marker, color=colour, markerfacecolor=face, markersize=5, alpha=alpha)
+
+
+def _rate(axes: Axes, y: float, rate: Rate | None, colour: str) -> None:
+    if rate is not None:
+        interval(axes, y, rate.success, rate.ci95, colour)
 
 
 def _heat_panel(axes: Axes, policy: PolicySummary, tasks: list[str], names: list[str]) -> None:
@@ -188,7 +196,7 @@ def _line(
         axes.plot(steps, values, color=colour, alpha=alpha, label=label, marker=marker, markersize=3.5, linewidth=1.6)
 
 
-def _name_rows(axes: Axes, names: Sequence[tuple[str, bool]]) -> None:
+def name_rows(axes: Axes, names: Sequence[tuple[str, bool]]) -> None:
     """Label rows 0, 1, … from the top; true: in bold."""
     axes.set_yticks(range(len(names)), [name for name, _ in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -196,7 +204,8 @@ def _name_rows(axes: Axes, names: Sequence[tuple[str, bool]]) -> None:
         label.set_fontweight("bold" if bold else "normal")
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Rows without a frame, on a grid."""
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)

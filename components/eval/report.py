@@ -65,9 +65,12 @@ def render_html(data: ReportData, drawn: Mapping[str, Figure]) -> str:
         "rate_bar": _rate_bar,
         "difference_bar": _difference_bar,
         "p_text": tables.p_text,
-        "p_corrected": tables.p_corrected,
+        "p_cell": tables.p_cell,
+        "bootstrap_text": tables.bootstrap_text,
+        "detectable_text": tables.detectable_text,
         "is_sure": tables.is_sure,
         "ALL_TASKS": tables.ALL_TASKS,
+        "MDD_MEANS": tables.MDD_MEANS,
     }
     page: str = environment.get_template("report.html").render(
         data=data,

@@ -12,6 +12,7 @@ def plan(
     profile: str,
     seed: int,
     checkpoint_uri: str,
+    image: str,
     tracking_uri: str,
     store_uri: str,
     run_name: str,
@@ -19,7 +20,15 @@ def plan(
     splits: dsl.Output[dsl.Artifact],
 ) -> NamedTuple(  # type: ignore[valid-type]
     "Plan",
-    [("context", str), ("demos", str), ("sft", str), ("evaluate", str), ("rl", str), ("promote", str)],
+    [
+        ("context", str),
+        ("cluster", str),
+        ("demos", str),
+        ("sft", str),
+        ("evaluate", str),
+        ("rl", str),
+        ("promote", str),
+    ],
 ):
     """Check everything that can be checked before any work is done."""
     from gripline.progress import stage
@@ -33,6 +42,7 @@ def plan(
             job_id=job_id,
             seed=seed,
             checkpoint_uri=checkpoint_uri,
+            image=image,
             tracking_uri=tracking_uri,
             store_uri=store_uri,
             splits_path=splits.path,

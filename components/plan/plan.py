@@ -2,20 +2,25 @@
 
 from typing import NamedTuple
 
-from gripline import credentials, preflight, profiles
+from gripline import credentials, preflight, profiles, progress
 from gripline.atomic import write_whole
 from gripline.config import Profile
 from gripline.errors import UserError
 from gripline.inputs import CHECKPOINT_FILE, PROFILE_FILE, RunInputs
+from gripline.kube.findings import WRONG
+from gripline.kube.preflight import everything
+from gripline.kube.rayjob import with_images
 from gripline.stages import CONTEXT_FILE, DemosStage, EvalStage, PromoteStage, RlStage, RunContext, SftStage
 from gripline.store import RunStore, is_local
 from gripline.tracking import default_tracking_uri, ensure_parent
 
 
 class Plan(NamedTuple):
-    """JSON texts: the run's context, and the section of each stage."""
+    """JSON texts: the run's context, where stages run (of no stage's section, for it changes no result), and the
+    section of each stage."""
 
     context: str
+    cluster: str
     demos: str
     sft: str
     evaluate: str
@@ -23,20 +28,22 @@ class Plan(NamedTuple):
     promote: str
 
 
-def run(
+def run(  # noqa: PLR0913  the pipeline's parameters
     *,
     profile: str,
     run_name: str,
     job_id: str,
     seed: int,
     checkpoint_uri: str,
+    image: str,
     tracking_uri: str,
     store_uri: str,
     splits_path: str,
 ) -> Plan:
     """Plan a run, or find the one of the same name and inputs again. Writes the split lists to `splits_path`.
 
-    profile: a name or YAML text. run_name: empty means `job_id`. seed: below 0 keeps the profile's. Raises UserError.
+    profile: a name or YAML text. run_name: empty means `job_id`. seed: below 0 keeps the profile's. image: of the pods
+    for which the profile names none. Raises UserError.
     """
     config = profiles.load(profile, seed=seed if seed >= 0 else None)
     splits = preflight.check(config, checkpoint_uri)
@@ -46,6 +53,7 @@ def run(
     name = run_name or job_id
     run_dir = f"{store_uri.rstrip('/')}/{name}"
     tracking_uri = _tracking_uri(tracking_uri or config.tracking.uri, store_uri)
+    _check_cluster(config, store_uri=store_uri, tracking_uri=tracking_uri, image=image)
     store = RunStore(run_dir)
     _claim(store, RunInputs(config, checkpoint_uri))
     tags = {"gripline.profile": config.name, "gripline.seed": str(config.seed), "gripline.job_id": job_id}
@@ -67,10 +75,22 @@ def run(
     )
     write_whole(store.local / CONTEXT_FILE, context.model_dump_json(indent=1))
     store.push(CONTEXT_FILE)
-    return _sections(config, context)
+    return _sections(config, context, image)
 
 
-def _sections(profile: Profile, context: RunContext) -> Plan:
+def _check_cluster(profile: Profile, *, store_uri: str, tracking_uri: str, image: str) -> None:
+    """Where stages run as RayJobs: tell what this step can see of the cluster. Raises UserError for what is wrong."""
+    if not profile.cluster.stages:
+        return
+    found = list(everything(profile.cluster, store_uri=store_uri, tracking_uri=tracking_uri, image=image))
+    for finding in found:
+        progress.emit("plan", "warn" if finding.mark == WRONG else "note", text=finding.line)
+    for finding in found:
+        if finding.mark == WRONG:
+            raise UserError("cluster", finding.name, finding.text, finding.mend)
+
+
+def _sections(profile: Profile, context: RunContext, image: str) -> Plan:
     env, seed = profile.env, profile.seed
     demos = DemosStage(
         env=env,
@@ -82,6 +102,7 @@ def _sections(profile: Profile, context: RunContext) -> Plan:
     )
     sections = (
         context,
+        with_images(profile.cluster, image),
         demos,
         SftStage(env=env, policy=profile.policy, sft=profile.sft, seed=seed),
         EvalStage(env=env, rollout=profile.rollout, eval=profile.eval, seed=seed),

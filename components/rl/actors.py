@@ -1,25 +1,27 @@
 """The learner as a Ray actor: its own process, its own threads, trajectories fetched from the object store."""
 
-from pathlib import Path
+import shutil
 from typing import Any
 
 import numpy as np
 
 from gripline.config import EnvConfig, RlConfig
+from gripline.store import fetch, read_once, written
 
 
 class LearnerActor:
-    """Wraps `Learner`; what a resume needs is written and read here, so that weights never pass the driver."""
+    """Wraps `Learner`; weights are read from the run's store and written to it here, so that they never pass the
+    driver, which may be on another machine."""
 
-    def __init__(self, policy_dir: str, config: RlConfig, seed: int) -> None:
+    def __init__(self, policy_uri: str, config: RlConfig, seed: int) -> None:
         import torch
 
         from components.rl.learner import Learner
 
         torch.set_num_threads(config.learner_threads)
-        self._policy_dir = Path(policy_dir)
         self._config = config
-        self._learner = Learner(self._policy_dir, config, seed=seed)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._learner = Learner(fetch(policy_uri), config, seed=seed, device=device)
 
     def update(
         self, trajectories: list[Any], advantages: list[float], iteration: int, *, num_old: int
@@ -41,20 +43,24 @@ class LearnerActor:
         """Full weights for the policy servers."""
         return self._learner.weights()
 
-    def save_state(self, path: str) -> None:
-        """Write weights and optimizer; the caller renames the folder into place."""
+    def save_state(self, uri: str) -> None:
+        """Write weights and optimizer; the caller marks the folder as complete."""
         import torch
 
-        torch.save(self._learner.state(), path)
+        with written(uri) as path:
+            torch.save(self._learner.state(), path)
 
-    def load_state(self, path: str) -> None:
+    def load_state(self, uri: str) -> None:
         """Read what `save_state` wrote (tensors only, never a pickle)."""
         import torch
 
-        self._learner.load_state(torch.load(path, weights_only=True))
+        with read_once(uri) as path:
+            self._learner.load_state(torch.load(path, weights_only=True, map_location="cpu"))
 
-    def save_policy(self, directory: str, env: EnvConfig, provenance: dict[str, Any]) -> str:
-        """Write the present weights as a self-contained checkpoint; returns its hash."""
+    def save_policy(self, uri: str, env: EnvConfig, provenance: dict[str, Any]) -> str:
+        """Write the present weights as a self-contained checkpoint, over a former one; returns its hash."""
         from gripline.policies import save_policy
 
-        return save_policy(directory, self._learner.vla, env=env, **provenance)
+        with written(uri) as directory:
+            shutil.rmtree(directory, ignore_errors=True)  # of an attempt that died before its next state
+            return save_policy(directory, self._learner.vla, env=env, **provenance)

@@ -25,7 +25,7 @@ from gripline.types import Trajectory
 
 @dataclass(frozen=True)
 class Batch:
-    """One update's chunks, flattened over episodes."""
+    """One update's chunks, flattened over episodes; in the memory of the machine."""
 
     images_UNHWC: Tensor
     proprio_UP: Tensor
@@ -39,20 +39,22 @@ class Batch:
     def __len__(self) -> int:
         return len(self.advantages_U)
 
-    def rows(self, index_M: Tensor) -> "Batch":
-        """The chunks at these positions."""
-        return Batch(*(getattr(self, name)[index_M] for name in self.__dataclass_fields__))
+    def rows(self, index_M: Tensor, device: str) -> "Batch":
+        """The chunks at these positions, on a device."""
+        return Batch(*(getattr(self, name)[index_M].to(device) for name in self.__dataclass_fields__))
 
 
 class Learner:
     """Holds the trained policy, its frozen reference where a KL is asked for, and the optimizer."""
 
-    def __init__(self, policy_dir: Path, config: RlConfig, *, seed: int) -> None:
+    def __init__(self, policy_dir: Path, config: RlConfig, *, seed: int, device: str = "cpu") -> None:
         self._config = config
         self._seed = seed
-        base = load_policy(policy_dir)
-        self.vla = apply_lora(base, config.lora, seed=seed) if config.method == "lora" else base
-        self._reference = load_policy(policy_dir).eval() if config.kl_coef > 0 and config.method == "full" else None
+        self._device = device
+        base = load_policy(policy_dir)  # to the CPU: there new adapters are the same whatever the device
+        self.vla = (apply_lora(base, config.lora, seed=seed) if config.method == "lora" else base).to(device)
+        needs_reference = config.kl_coef > 0 and config.method == "full"
+        self._reference = load_policy(policy_dir, device=device).eval() if needs_reference else None
         if config.freeze_tower:
             base.tower.requires_grad_(False)
         self._trainable = [parameter for parameter in self.vla.parameters() if parameter.requires_grad]
@@ -65,7 +67,8 @@ class Learner:
     def batch(self, trajectories: list[Trajectory], advantages: list[float]) -> Batch:
         """Flatten episodes into chunks; every chunk carries its episode's advantage and weight."""
         lengths = [len(trajectory.tokens_TKA) for trajectory in trajectories]
-        text_EL, mask_EL = self.vla.encode_text([trajectory.instruction for trajectory in trajectories])
+        texts = self.vla.encode_text([trajectory.instruction for trajectory in trajectories])
+        text_EL, mask_EL = (part.cpu() for part in texts)
         repeats = torch.tensor(lengths)
         return Batch(
             images_UNHWC=torch.from_numpy(np.concatenate([t.images_TNHWC for t in trajectories])),
@@ -81,7 +84,7 @@ class Learner:
     @torch.no_grad()
     def logprob_gap(self, batch: Batch, *, num_chunks: int = 512) -> float:
         """Largest |behaviour - recomputed| log-prob over the first chunks: must be ~0 before the first update."""
-        part = batch.rows(torch.arange(min(num_chunks, len(batch))))
+        part = batch.rows(torch.arange(min(num_chunks, len(batch))), self._device)
         gap = (
             token_logprobs(self._logits(part), part.tokens_UKA, self._config.temperature) - part.behaviour_logprobs_UKA
         )
@@ -96,7 +99,7 @@ class Learner:
         sums: dict[str, float] = {}
         num_minibatches = 0
         for index_M in self._minibatches(len(batch), iteration):
-            part = batch.rows(index_M)
+            part = batch.rows(index_M, self._device)
             loss, metrics = self._loss(part, scale=len(batch) / len(index_M))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
@@ -120,7 +123,7 @@ class Learner:
     def weights(self) -> dict[str, np.ndarray]:
         """Full weights by name, adapters merged: what a policy server loads."""
         vla = merged_copy(self.vla) if self._config.method == "lora" else self.vla
-        return {name: tensor.detach().numpy().copy() for name, tensor in vla.state_dict().items()}
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in vla.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
         """Everything that an exact resume needs: raw weights (adapters unmerged) and the optimizer."""

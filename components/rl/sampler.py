@@ -1,7 +1,7 @@
 """One update's experience: rounds of groups on the rollout engine until enough have mixed outcomes."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from components.rl.sampling import MixedGroup, Round, allocate, draw_round
 from components.rl.state import ExperienceGroup, RlState
@@ -9,6 +9,11 @@ from gripline import progress
 from gripline.config import RlConfig
 from gripline.rollout.stats import RolloutStats
 from gripline.types import EpisodeSpec
+
+if TYPE_CHECKING:
+    from gripline.rollout.messages import Decoding
+
+LOST_TRIES = 3
 
 
 @dataclass
@@ -94,6 +99,7 @@ class Sampler:
             return round_.ended(episode.index, None if episode.record.error else episode.record.success)
 
         finished = {episode.index: episode for episode in self._engine.run(specs, decoding, useless=note)}
+        self._book(out)
         usable = [episode.record for episode in finished.values() if not episode.record.error]
         if not usable:
             errors = sorted({episode.record.error for episode in finished.values()})
@@ -103,8 +109,11 @@ class Sampler:
             trajectories = tuple(finished[index].trajectory for index in mixed.members)
             return ExperienceGroup(state.version, trajectories, mixed.advantages)
 
-        taken = [experience(mixed) for mixed in round_.taken()]
-        surplus = [experience(mixed) for mixed in round_.surplus()] if config.surplus == "keep" else []
+        wanted, left_over = round_.taken(), round_.surplus() if config.surplus == "keep" else []
+        self._run_lost_again(
+            finished, [index for mixed in (*wanted, *left_over) for index in mixed.members], out, decoding
+        )
+        taken, surplus = [experience(mixed) for mixed in wanted], [experience(mixed) for mixed in left_over]
         out.groups += taken
         self.kept += surplus
         out.mixed += len(taken) + len(surplus)
@@ -112,7 +121,24 @@ class Sampler:
         out.episodes += len(usable)
         out.successes += sum(record.success for record in usable)
         out.rounds += 1
-        out.rollouts.append(self._engine.last)
-        state.env_steps += self._engine.last.env_steps
         for task, share in round_.mixed_share().items():
             state.mixed_share[task] = (state.mixed_share[task] + share) / 2
+
+    def _book(self, out: Sampled) -> None:
+        """Count what the latest rollout cost."""
+        out.rollouts.append(self._engine.last)
+        self._state.env_steps += self._engine.last.env_steps
+
+    def _run_lost_again(self, finished: dict[int, Any], indices: list[int], out: Sampled, decoding: "Decoding") -> None:
+        """Trajectories go with the machine in whose memory they lie; run again, the same episodes come out."""
+        for _ in range(LOST_TRIES):
+            lost = self._engine.without_trajectory(finished[index] for index in indices)
+            if not lost:
+                return
+            progress.emit("rl", "note", text=f"{len(lost)} trajectories went with a machine; they are run again")
+            for episode in self._engine.run([each.record.spec for each in lost], decoding):
+                if episode.record.error:
+                    raise RuntimeError(f"a lost episode cannot be run again: {episode.record.error}")
+                finished[lost[episode.index].index] = replace(episode, index=lost[episode.index].index)
+            self._book(out)
+        raise RuntimeError(f"machines are lost faster than {len(lost)} episodes can be run again")

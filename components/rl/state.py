@@ -1,7 +1,9 @@
-"""What an interrupted RL run continues from: a folder per checkpoint, complete or absent."""
+"""What an interrupted RL run continues from: a folder per checkpoint, complete or absent.
+
+The learner writes its part, weights and optimizer, where it runs; the driver adds the rest, and `state.json` last.
+"""
 
 import json
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,11 +12,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gripline.atomic import whole
 from gripline.errors import UserError
 from gripline.types import Trajectory
 
-GROUPS_FILE = "groups.safetensors"
+STATE_FILE, GROUPS_FILE, LEARNER_FILE = "state.json", "groups.safetensors", "learner.pt"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ExperienceGroup:
 
 
 class RlState(BaseModel):
-    """Everything but the tensors, which lie beside it in `learner.pt`."""
+    """Everything but the tensors, which lie beside it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,32 +51,24 @@ class RlState(BaseModel):
     best_iteration: int = -1
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest complete state folder, or None. Half-written ones never carry the final name."""
-    found = sorted(path.parent for path in folder.glob("iteration-*/state.json"))
-    return found[-1] if found else None
+def complete(files: Iterable[str]) -> list[str]:
+    """The folders among these files that hold a whole state, oldest first. Half-written ones have no `state.json`."""
+    return sorted(folder for folder, _, name in (each.rpartition("/") for each in files) if name == STATE_FILE)
 
 
-def write(folder: Path, state: RlState, save_tensors: Callable[[str], None], *, keep: int) -> Path:
-    """Write a state folder, whole or not at all, and drop all but the newest `keep`."""
-    final = folder / f"iteration-{state.iteration:06d}"
-    with whole(final) as temporary:
-        temporary.mkdir()
-        save_tensors(str(temporary / "learner.pt"))
-        (temporary / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
-    for old in sorted(folder.glob("iteration-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+def write(folder: Path, state: RlState) -> None:
+    """Write the mark that a state folder is complete."""
+    (folder / STATE_FILE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
 
 
 def read(path: Path, fingerprint: str) -> RlState:
     """Read and check a state folder. Raises UserError if it is damaged or belongs to another configuration."""
     try:
-        state = RlState.model_validate_json((path / "state.json").read_text(encoding="utf-8"))
+        state = RlState.model_validate_json((path / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValidationError, json.JSONDecodeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(
-            str(path / "state.json"), "", f"unreadable: {first}", "remove this folder to resume earlier"
+            str(path / STATE_FILE), "", f"unreadable: {first}", "remove this folder to resume earlier"
         ) from error
     if state.fingerprint != fingerprint:
         raise UserError(str(path), "fingerprint", "belongs to another configuration or policy", "choose another --out")

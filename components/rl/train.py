@@ -1,25 +1,28 @@
 """The RL stage: draw groups → select mixed ones → update → publish weights → validate → checkpoint, until done."""
 
 import json
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from components.rl.sampler import Sampled, Sampler
 from components.rl.state import ExperienceGroup, RlState
-from gripline import __version__, progress
-from gripline.atomic import whole
-from gripline.checkpoint import checkpoint_hash
+from gripline import __version__, progress, stopping
+from gripline.checkpoint import MANIFEST_FILE, file_hash, hash_at
 from gripline.errors import UserError
 from gripline.metrics import MetricsLog
 from gripline.splits import Splits
 from gripline.stages import RlStage, RunContext
-from gripline.store import RunStore, StageResult, digest, fetch
+from gripline.store import RunStore, StageResult, digest, read_once
 
 STARVING_LIMIT = 3
+MAX_LOSSES = 3
+"""Of the learner's machine, without an iteration in between; one more ends the stage."""
+STATES, BEST = "rl/state", "rl/best"
+"""Folders of the run."""
 
 
 def run(*, context: str, config: str, policy_uri: str, splits_path: str) -> dict[str, Any]:
@@ -27,7 +30,8 @@ def run(*, context: str, config: str, policy_uri: str, splits_path: str) -> dict
     run_context = RunContext.model_validate_json(context)
     stage = RlStage.model_validate_json(config)
     store = RunStore(run_context.run_dir)
-    fingerprint = digest(config, checkpoint_hash(fetch(policy_uri)), *Splits.read(splits_path).hashes.values())
+    splits = Splits.read(splits_path)
+    fingerprint = digest(config, hash_at(policy_uri), *splits.hashes.values())
     finished = StageResult.find(store, "rl", fingerprint)
     if finished is not None:
         progress.emit("rl", "note", text="already finished, kept")
@@ -37,32 +41,50 @@ def run(*, context: str, config: str, policy_uri: str, splits_path: str) -> dict
     with stage_run(run_context, "rl") as tracker:
         tracker.log_params({"rl": stage.rl.model_dump()})
         log = MetricsLog(store.local / "rl" / "metrics.jsonl", tracker.log_metrics)
-        policy_dir = str(fetch(policy_uri))
-        trainer = Trainer(stage, run_context, store, policy_dir, Splits.read(splits_path), fingerprint, log)
-        with _actors(stage, policy_dir) as (engine, learner):
-            outputs = trainer.train(engine, learner)
+        make_trainer = partial(Trainer, stage, run_context, store, policy_uri, splits, fingerprint, log)
+        trainer, outputs = _train(make_trainer, stage)
         for path in trainer.timeline():
             tracker.log_artifact(path)
         tracker.log_metrics({"best_validation_success": outputs["validation_success"]}, stage.rl.iterations)
     return StageResult(fingerprint=fingerprint, outputs=outputs).write(store, "rl")
 
 
+def _train(make_trainer: Callable[[], "Trainer"], stage: RlStage) -> tuple["Trainer", dict[str, Any]]:
+    """Train, from the last state again when the learner or what it needs is lost with its machine."""
+    import ray
+
+    losses, reached = 0, -1
+    while True:
+        trainer = make_trainer()
+        try:
+            with _actors(stage, trainer.policy_uri) as (engine, learner):
+                return trainer, trainer.train(engine, learner)
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            losses = losses + 1 if trainer.state.iteration <= reached else 1
+            reached = trainer.state.iteration
+            never_began = isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed
+            if never_began or losses > MAX_LOSSES:
+                raise
+            told = " ".join(str(error).split())[:200]
+            progress.emit("rl", "warn", text=f"learner or experience lost, going back to the last state: {told}")
+
+
 @contextmanager
-def _actors(stage: RlStage, policy_dir: str) -> Iterator[tuple[Any, Any]]:
+def _actors(stage: RlStage, policy_uri: str) -> Iterator[tuple[Any, Any]]:
     """(rollout engine, learner) on a Ray cluster; all gone again at the end, whatever happens."""
     import ray
 
     from components.rl.actors import LearnerActor
     from gripline.rollout.cluster import ray_cluster
     from gripline.rollout.engine import standard_engine
+    from gripline.rollout.shares import Shares
 
     progress.emit("rl", "note", text="starting Ray actors")
     with ray_cluster(stage.rollout, learners=1):
-        learner = ray.remote(num_cpus=0, resources={"learner": 1})(LearnerActor).remote(
-            policy_dir, stage.rl, stage.seed
-        )
+        options = ray.remote(num_cpus=0, num_gpus=Shares.given().learner_gpus, resources={"learner": 1})
+        learner = options(LearnerActor).remote(policy_uri, stage.rl, stage.seed)
         try:
-            with standard_engine(stage.env, policy_dir, stage.rollout) as engine:
+            with standard_engine(stage.env, policy_uri, stage.rollout) as engine:
                 yield engine, learner
         finally:
             ray.kill(learner)
@@ -76,15 +98,14 @@ class Trainer:
         stage: RlStage,
         context: RunContext,
         store: RunStore,
-        policy_dir: str,
+        policy_uri: str,
         splits: Splits,
         fingerprint: str,
         log: MetricsLog,
     ) -> None:
         self._config, self._seed, self._env, self._rollout = stage.rl, stage.seed, stage.env, stage.rollout
-        self._context, self._store, self._policy_dir = context, store, policy_dir
+        self._context, self._store, self.policy_uri = context, store, policy_uri
         self._log = log
-        self._folder: Path = store.local / "rl" / "state"
         self.trace_folder: Path = store.local / "rl" / "trace"
         self._train = {task: [spec for spec in splits.lists["train"] if spec.task == task] for task in stage.env.tasks}
         self._val = splits.lists["val"]
@@ -109,8 +130,7 @@ class Trainer:
             sampled = ahead or self._sample(iteration, learner_version=state.version)
             metrics = sampled.metrics(version=state.version)
             update = self._start_update(sampled, iteration)
-            overlaps = config.overlap and update is not None and not self._pauses_after(iteration)
-            ahead = self._sample(iteration + 1, learner_version=state.version + 1) if overlaps else None
+            ahead = self._sample_ahead(iteration) if update is not None else None
             metrics |= self._finish_update(update)
             state.iteration += 1
             if state.iteration == config.iterations or state.iteration % config.validate_every == 0:
@@ -119,8 +139,11 @@ class Trainer:
             metrics["seconds"] = state.seconds
             self._log.log(iteration, metrics)
             self._show(metrics)
-            if state.iteration == config.iterations or state.iteration % config.checkpoint_every == 0:
+            stops = bool(stopping.requested()) and ahead is None and state.iteration < config.iterations
+            if stops or state.iteration == config.iterations or state.iteration % config.checkpoint_every == 0:
                 self._checkpoint()
+            if stops:
+                stopping.check()
         if state.iteration < config.iterations:
             self._stop_early(sampled)
         hash_ = self._hand_on()
@@ -163,6 +186,12 @@ class Trainer:
         if self._engine.record_trace and sampled.rounds:
             trace.save(self.trace_folder, iteration, self._engine.trace)
         return sampled
+
+    def _sample_ahead(self, iteration: int) -> Sampled | None:
+        """Experience for the next iteration while the learner makes this one's update, if that is wanted."""
+        if not self._config.overlap or self._pauses_after(iteration) or stopping.requested():
+            return None
+        return self._sample(iteration + 1, learner_version=self.state.version + 1)
 
     def _pauses_after(self, iteration: int) -> bool:
         """Whether a validation or a checkpoint follows: both need the engine idle and the newest weights."""
@@ -222,16 +251,16 @@ class Trainer:
 
         from components.rl import state as state_files
 
-        def save_tensors(path: str) -> None:
-            ray.get(self._learner.save_state.remote(path))
-            state_files.write_groups(Path(path).parent, self._sampler.kept, ray.get)
-
-        new = state_files.write(self._folder, self.state, save_tensors, keep=self._config.keep_checkpoints)
+        new = f"{STATES}/iteration-{self.state.iteration:06d}"
+        with self._store.new_folder(new) as (folder, uri):
+            ray.get(self._learner.save_state.remote(f"{uri}/{state_files.LEARNER_FILE}"))
+            state_files.write_groups(folder, self._sampler.kept, ray.get)
+            state_files.write(folder, self.state)
         self._store.push("rl/metrics.jsonl")
-        self._store.push(f"rl/state/{new.name}")
-        self._store.keep_only("rl/state", [path.name for path in self._folder.iterdir()])
+        kept = state_files.complete(self._store.files(STATES))[-self._config.keep_checkpoints :]
+        self._store.keep_only(STATES, [Path(name).name for name in kept])
         # Those that were outdone go only now: the former state would still have named the best of them.
-        self._store.keep_only("rl/best", [self._best_dir(self.state.best_iteration).name])
+        self._store.keep_only(BEST, [self._best(self.state.best_iteration)])
 
     def _resume(self) -> list[ExperienceGroup]:
         """Continue from the newest state, if there is one; returns the groups that were kept for later."""
@@ -239,14 +268,15 @@ class Trainer:
 
         from components.rl import state as state_files
 
-        for name in ("rl/metrics.jsonl", "rl/state"):
-            self._store.pull(name)
-        path = state_files.latest(self._folder)
-        if path is None:
+        self._store.pull("rl/metrics.jsonl")
+        found = state_files.complete(self._store.files(STATES))
+        if not found:
             self._log.rewind(0)
             return []
+        path = self._store.pull(f"{found[-1]}/{state_files.STATE_FILE}").parent
+        self._store.pull(f"{found[-1]}/{state_files.GROUPS_FILE}")
         self.state = state_files.read(path, self.state.fingerprint)
-        ray.get(self._learner.load_state.remote(str(path / "learner.pt")))
+        ray.get(self._learner.load_state.remote(f"{self._store.uri}/{found[-1]}/{state_files.LEARNER_FILE}"))
         self._engine.set_weights(self._learner.weights.remote())
         self._log.rewind(self.state.iteration)
         progress.emit("rl", "note", text=f"resumed at iteration {self.state.iteration}")
@@ -258,27 +288,24 @@ class Trainer:
 
         provenance = {
             "stage": "rl",
-            "parent": checkpoint_hash(Path(self._policy_dir)),
+            "parent": hash_at(self.policy_uri),
             "split_hashes": self._context.split_hashes,
             "config": json.loads(self._config.model_dump_json()),
             "code_version": __version__,
             "mlflow_run_id": self._context.parent_run_id,
         }
-        new = self._best_dir(self.state.iteration)
-        shutil.rmtree(new, ignore_errors=True)  # from an attempt that died after this and before its next state
-        ray.get(self._learner.save_policy.remote(str(new), self._env, provenance))
-        self._store.push(f"rl/best/{new.name}")
+        stopping.fence()
+        uri = f"{self._store.uri}/{BEST}/{self._best(self.state.iteration)}"
+        ray.get(self._learner.save_policy.remote(uri, self._env, provenance))
 
-    def _best_dir(self, iteration: int) -> Path:
-        return self._store.local / "rl" / "best" / f"iteration-{iteration:06d}"
+    @staticmethod
+    def _best(iteration: int) -> str:
+        """Name of the policy that was the best at an iteration."""
+        return f"iteration-{iteration:06d}"
 
     def _hand_on(self) -> str:
         """The best validated policy becomes the stage's checkpoint."""
-        final = self._store.local / "rl" / "checkpoint"
-        best = self._best_dir(self.state.best_iteration)
-        self._store.pull(f"rl/best/{best.name}")
-        with whole(final) as temporary:
-            shutil.copytree(best, temporary)
         self._store.push("rl/metrics.jsonl")
-        self._store.push("rl/checkpoint")
-        return checkpoint_hash(final)
+        self._store.copy(f"{BEST}/{self._best(self.state.best_iteration)}", "rl/checkpoint")
+        with read_once(f"{self._store.uri}/rl/checkpoint/{MANIFEST_FILE}") as manifest:
+            return file_hash(manifest)

@@ -9,20 +9,31 @@ from gripline.stages import STEP_IMAGE
 def sft(
     context: str,
     config: str,
+    cluster: str,
     checkpoint_uri: str,
     demonstrations: dsl.Input[dsl.Dataset],
     policy: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Fine-tune on the demonstrations, or check the given checkpoint and hand it on.
+    """Fine-tune on the demonstrations, here or as a RayJob; or check the given checkpoint and hand it on.
 
     The policy stays in the store; the artifact's metadata holds its URI and manifest hash.
     """
+    import json
+
     from gripline.progress import stage
 
     with stage("sft"):
-        from components.sft.train import run
+        from gripline.kube.stage import run_stage
 
-        result = run(context=context, config=config, demos_path=demonstrations.path, checkpoint_uri=checkpoint_uri)
+        result = run_stage(
+            "sft",
+            "components.sft.train:run",
+            cluster="" if checkpoint_uri else cluster,  # nothing to train, nothing to launch
+            context=context,
+            arguments={"config": config, "checkpoint_uri": checkpoint_uri},
+            files={"demos_path": demonstrations.path},
+        )
         policy.metadata.update({name: result.pop(name) for name in ("uri", "hash")})
+        policy.metadata["mlflow_run_id"] = json.loads(context)["parent_run_id"]
         metrics.metadata.update(result)

@@ -46,7 +46,7 @@ def augment(images_BNHWC: np.ndarray, config: SftConfig, rng: np.random.Generato
 
 @dataclass
 class SupervisedLearner:
-    """A policy, its demonstrations and its optimizer."""
+    """A policy, its demonstrations and its optimizer. Batches are made on the CPU and go to the policy's device."""
 
     vla: Any
     train: DemoSet
@@ -56,8 +56,8 @@ class SupervisedLearner:
 
     def __post_init__(self) -> None:
         self.tokens_FKA = torch.from_numpy(self.vla.encode_actions(self.train.actions_FKA))
-        self.text_FL, self.mask_FL = self.vla.encode_text(self.train.texts)
-        self.targets_VV = soft_labels(self.vla.architecture.num_bins, self.config.label_sigma_bins)
+        self.text_FL, self.mask_FL = (part.cpu() for part in self.vla.encode_text(self.train.texts))
+        self.targets_VV = self._on_device(soft_labels(self.vla.architecture.num_bins, self.config.label_sigma_bins))
         trainable = [parameter for parameter in self.vla.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=self.config.lr, weight_decay=self.config.weight_decay)
 
@@ -84,15 +84,16 @@ class SupervisedLearner:
     def _step(self, step: int) -> float:
         rng = np.random.default_rng([self.seed, step])
         rows = rng.integers(len(self.train), size=self.config.batch_size)
-        images = torch.from_numpy(augment(self.train.images_FNHWC[rows], self.config, rng))
         index = torch.from_numpy(rows)
+        images = self._on_device(torch.from_numpy(augment(self.train.images_FNHWC[rows], self.config, rng)))
+        proprio = self._on_device(torch.from_numpy(self.train.proprio_FP[rows]))
+        text, mask, tokens = (self._on_device(part[index]) for part in (self.text_FL, self.mask_FL, self.tokens_FKA))
         self.vla.train()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**63)))  # dropout draws from torch's global generator
-            logits = self.vla(
-                images, torch.from_numpy(self.train.proprio_FP[rows]), self.text_FL[index], self.mask_FL[index]
-            )
-        loss = cross_entropy(logits, self.tokens_FKA[index], self.targets_VV)
+        device = self.vla.device
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+            torch.manual_seed(int(rng.integers(2**63)))  # dropout draws from torch's global generators
+            logits = self.vla(images, proprio, text, mask)
+        loss = cross_entropy(logits, tokens, self.targets_VV)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
         torch.nn.utils.clip_grad_norm_(self.vla.parameters(), 1.0, error_if_nonfinite=True)
@@ -103,17 +104,20 @@ class SupervisedLearner:
     def held_out_metrics(self) -> dict[str, float]:
         """Loss on demonstrations never trained on, and the mean error of the greedy action in bins."""
         self.vla.eval()
-        tokens_FKA = torch.from_numpy(self.vla.encode_actions(self.held_out.actions_FKA))
+        tokens_FKA = self._on_device(torch.from_numpy(self.vla.encode_actions(self.held_out.actions_FKA)))
         text_FL, mask_FL = self.vla.encode_text(self.held_out.texts)
         losses, errors = [], []
         for rows in torch.split(torch.arange(len(self.held_out)), 128):
-            images = torch.from_numpy(self.held_out.images_FNHWC[rows.numpy()])
-            proprio = torch.from_numpy(self.held_out.proprio_FP[rows.numpy()])
+            images = self._on_device(torch.from_numpy(self.held_out.images_FNHWC[rows.numpy()]))
+            proprio = self._on_device(torch.from_numpy(self.held_out.proprio_FP[rows.numpy()]))
             logits = self.vla(images, proprio, text_FL[rows], mask_FL[rows])
             losses.append(float(cross_entropy(logits, tokens_FKA[rows], self.targets_VV)) * len(rows))
             errors.append(float((logits.argmax(-1) - tokens_FKA[rows]).abs().float().mean()) * len(rows))
         total = len(self.held_out)
         return {"held_out/loss": sum(losses) / total, "held_out/error_bins": sum(errors) / total}
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.vla.device)
 
     def state(self, step: int) -> dict[str, Any]:
         """Everything that an exact resume needs."""

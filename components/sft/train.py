@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gripline import __version__, progress, threads
+from gripline import __version__, progress, stopping, threads
 from gripline.atomic import whole
 from gripline.checkpoint import TOKEN_HEAD, check_fits, checkpoint_hash, read_manifest
 from gripline.demos.dataset import DemoSet
@@ -73,7 +73,7 @@ def _train(
     torch.set_num_threads(stage.sft.threads)
     started = time.perf_counter()
     train, held_out = demos.split(np.unique(demos.episode_F[demos.episode_F < 0]))
-    vla = _fresh_policy(stage, train)
+    vla = _fresh_policy(stage, train).to("cuda" if torch.cuda.is_available() else "cpu")
     learner = SupervisedLearner(vla, train, held_out, stage.sft, stage.seed)
     state_path = store.local / "sft" / "state.pt"
     first = _resume(learner, state_path)
@@ -84,10 +84,11 @@ def _train(
         log.log(step, metrics)
         shown = {name: value for name, value in metrics.items() if name.endswith("loss")}
         progress.emit("sft", "advance", done=step + 1, total=stage.sft.steps, metrics=shown)
-        if time.perf_counter() - saved_at >= state_every_s:
+        if stopping.requested() or time.perf_counter() - saved_at >= state_every_s:
             _save_state(learner, state_path, step + 1)
             store.push("sft")
             saved_at = time.perf_counter()
+            stopping.check()
     vla.heads_trained = (TOKEN_HEAD,)
     directory = store.local / "sft" / "checkpoint"
     shutil.rmtree(directory, ignore_errors=True)  # of a stage that died between this and the mark that it is finished
@@ -141,6 +142,6 @@ def _resume(learner: Any, path: Path) -> int:
 
     if not path.exists():
         return 0
-    first: int = learner.load_state(torch.load(path, weights_only=True))
+    first: int = learner.load_state(torch.load(path, weights_only=True, map_location="cpu"))
     progress.emit("sft", "note", text=f"resumed at step {first}")
     return first

@@ -27,6 +27,7 @@ from gripline.rollout.messages import (
     control,
     drained,
     joined,
+    this_node,
 )
 from gripline.rollout.slots import Slots
 from gripline.rollout.trace import TraceEvent
@@ -114,7 +115,7 @@ class EnvWorker:
         for spec in specs:
             _, seconds = await self._timed(self._reset, self._places[0], spec)
             longest_s = max(longest_s, seconds)
-        return WarmUp(os.getpid(), longest_s)
+        return WarmUp(os.getpid(), longest_s, this_node())
 
     async def run_episode(self, spec: EpisodeSpec, decoding: Decoding) -> tuple[Row, Trajectory | None]:
         """Run one episode to success, to the horizon, or until it is cancelled.
@@ -141,6 +142,11 @@ class EnvWorker:
             self._leave(episode)
         row = Row(_record(episode, decoding), episode.reset_s, episode.step_s, cancelled)
         return row, _trajectory(episode) if decoding.keep_trajectory and not cancelled else None
+
+    @control
+    async def node(self) -> str:
+        """Its machine; answered as soon as it has one."""
+        return this_node()
 
     @control
     async def cancel(self, key: str) -> None:

@@ -1,16 +1,19 @@
 """Where Ray is: the cluster that the user has, or one on this machine for as long as it is needed."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
 
-from gripline import threads
+from gripline import progress, stopping, threads
 from gripline.config import RolloutConfig
 from gripline.errors import UserError
+from gripline.rollout.shares import Shares
 
 START_TRIES = 3
+NODES_POLL_S = 1.0
 OBJECT_STORE_BYTES = 512 * 2**20
 """On this machine; an iteration's trajectories take some 20 MB."""
 
@@ -18,10 +21,12 @@ OBJECT_STORE_BYTES = 512 * 2**20
 @contextmanager
 def ray_cluster(config: RolloutConfig, *, learners: int = 0) -> Iterator[None]:
     """A Ray cluster for as long as the block runs: the one that this process or `RAY_ADDRESS` already has, or a new one
-    on this machine with room for the actors asked for.
+    on this machine with room for the actors asked for. (Ray itself sets `RAY_ADDRESS` for the driver of a job that was
+    submitted to it.)
 
     Actors ask for the custom resources 'env', 'policy' and 'learner', which a cluster's worker groups advertise. Only a
-    cluster that was started here is stopped at the end. Raises UserError for a cluster without enough of them.
+    cluster that was started here is stopped at the end. Raises UserError for a cluster without enough of them; where
+    machines come and go (`Shares.nodes_timeout_s`), only if there is none for any of them for so long.
     """
     joined = not ray.is_initialized()
     if joined and "RAY_ADDRESS" in os.environ:
@@ -29,11 +34,18 @@ def ray_cluster(config: RolloutConfig, *, learners: int = 0) -> Iterator[None]:
     elif joined:
         start_local_cluster(config)
     try:
-        _check_resources({"env": config.env_workers, "policy": config.policy_replicas, "learner": learners})
+        _check_resources(config, learners, Shares.given())
         yield
     finally:
         if joined:
             ray.shutdown()
+
+
+def simulators_run_here() -> bool:
+    """Is this the machine that all env workers will run on?"""
+    here = ray.get_runtime_context().get_node_id()
+    hosts = {node["NodeID"] for node in ray.nodes() if node["Alive"] and "env" in node["Resources"]}
+    return hosts <= {here}
 
 
 def start_local_cluster(config: RolloutConfig) -> str:
@@ -63,16 +75,31 @@ def start_local_cluster(config: RolloutConfig) -> str:
     return address
 
 
-def _check_resources(needed: dict[str, int]) -> None:
+def _check_resources(config: RolloutConfig, learners: int, shares: Shares) -> None:
+    numbers = {"env": config.env_workers, "policy": config.policy_replicas, "learner": learners}
+    if shares.nodes_timeout_s > 0:  # one of each is enough to begin
+        numbers = {name: min(number, 1) for name, number in numbers.items()}
+    gpus = {"env": shares.env_gpus, "policy": shares.policy_gpus, "learner": shares.learner_gpus}
+    needed = numbers | {"GPU": sum(number * gpus[name] for name, number in numbers.items())}
+    until_s = time.monotonic() + shares.nodes_timeout_s
+    told = ""
+    while missing := _missing(needed):
+        if time.monotonic() >= until_s:
+            raise UserError(
+                "Ray cluster",
+                "resources",
+                f"has only {missing}",
+                "start nodes that advertise them (ray start --resources), or lower rollout.env_workers or "
+                "rollout.policy_replicas",
+            )
+        stopping.check()
+        if missing != told:
+            told = missing
+            progress.emit("ray", "note", text=f"waiting for pods: {missing}")
+        time.sleep(NODES_POLL_S)
+
+
+def _missing(needed: Mapping[str, float]) -> str:
     total = ray.cluster_resources()
-    missing = [
-        f"{total.get(name, 0):g} of {number} {name!r}" for name, number in needed.items() if total.get(name, 0) < number
-    ]
-    if missing:
-        raise UserError(
-            "Ray cluster",
-            "resources",
-            f"has only {', '.join(missing)}",
-            "start nodes that advertise them (ray start --resources), or lower rollout.env_workers or "
-            "rollout.policy_replicas",
-        )
+    short = [(name, number) for name, number in needed.items() if total.get(name, 0) < number]
+    return ", ".join(f"{total.get(name, 0):g} of {number:g} {name!r}" for name, number in short)

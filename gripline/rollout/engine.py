@@ -13,7 +13,9 @@ from typing import Any
 from gripline.config import EnvConfig, RolloutConfig
 from gripline.envs import prepare
 from gripline.errors import UserError
-from gripline.rollout.fleet import Event, Fleet, Hangs, Joined, Lost, Raised, ReplicaLost, Returned
+from gripline.rollout.cluster import simulators_run_here
+from gripline.rollout.events import Event, Hangs, Joined, Lost, Raised, ReplicaLost, Returned
+from gripline.rollout.fleet import Fleet
 from gripline.rollout.messages import Decoding, Row, ServedPolicy
 from gripline.rollout.schedule import Action, Cancel, Drop, GiveUp, Replace, ReplaceReplica, Schedule, Start, Stop
 from gripline.rollout.standard import make_env_with, make_served_policy
@@ -35,6 +37,8 @@ class Finished:
     trajectory: Any
     cancelled: bool = False
     """Ended early, or never started, because it had become useless."""
+    node: str = ""
+    """The machine that it ran on, and in whose memory the trajectory lies."""
 
 
 class RolloutEngine:
@@ -66,6 +70,12 @@ class RolloutEngine:
     def set_weights(self, weights: Any) -> None:
         """Weights by name (numpy arrays, or a reference to them) for every later episode."""
         self._fleet.set_weights(weights)
+
+    def without_trajectory(self, episodes: Iterable[Finished]) -> list[Finished]:
+        """Those whose trajectory is gone, with the machine that they ran on. Their specs can be run again."""
+        held = [episode for episode in episodes if episode.trajectory is not None]
+        gone = self._fleet.gone_of({episode.node for episode in held})
+        return [episode for episode in held if episode.node in gone]
 
     def run(
         self,
@@ -122,6 +132,8 @@ class _Run:
         self._num_drawn = 0
         self._all_drawn = False
         self._trajectories: dict[int, Any] = {}
+        self._nodes: dict[int, str] = {}
+        """On which machine each episode runs."""
         self._ended: deque[Finished] = deque()
         self._started_s = self._last_start_s = time.perf_counter()
         self.stats = RolloutStats()
@@ -192,13 +204,13 @@ class _Run:
                 return self._schedule.episode_ended(worker, index)
             case Raised(worker, index, reason):
                 return self._schedule.episode_failed(worker, index, reason)
-            case Lost(worker, reason):
-                return self._schedule.worker_lost(worker, reason)
+            case Lost(worker, reason, node):
+                return self._schedule.worker_lost(worker, reason, node=node)
             case Hangs(worker, key, reason):
                 hanging = [index for index in self._schedule.running_on(worker) if self._open[index].key == key]
                 return self._schedule.deadline_passed(worker, hanging[0], reason) if hanging else []
-            case ReplicaLost(replica, reason):
-                return self._schedule.replica_lost(replica, reason)
+            case ReplicaLost(replica, reason, node):
+                return self._schedule.replica_lost(replica, reason, node=node)
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
@@ -206,6 +218,7 @@ class _Run:
                 case Start(worker, index):
                     trajectory = self._fleet.start_episode(worker, index, self._open[index], self._decoding)
                     self._trajectories[index] = trajectory if self._decoding.keep_trajectory else None
+                    self._nodes[index] = self._fleet.node_of(worker)
                     self._last_start_s = time.perf_counter()
                 case Cancel(worker, index):
                     self._fleet.cancel(worker, self._open[index])
@@ -238,7 +251,7 @@ class _Run:
         del self._open[index]
         self._trajectories.pop(index, None)
         self.stats.cancelled += cancelled
-        self._ended.append(Finished(index, record, trajectory, cancelled))
+        self._ended.append(Finished(index, record, trajectory, cancelled, self._nodes.pop(index, "")))
 
 
 def _none(finished: Finished) -> set[int]:
@@ -250,12 +263,16 @@ def _nothing_of(spec: EpisodeSpec, why: str) -> EpisodeRecord:
     return EpisodeRecord(spec=spec, success=False, num_steps=0, num_chunks=0, error=why)
 
 
-def standard_engine(env: EnvConfig, policy_dir: str, config: RolloutConfig) -> RolloutEngine:
-    """The engine of the stages: the environment that `env` names and the checkpoint at `policy_dir`."""
-    renderer = prepare(env)
+def standard_engine(env: EnvConfig, policy_uri: str, config: RolloutConfig) -> RolloutEngine:
+    """The engine of the stages: the environment that `env` names and the checkpoint at `policy_uri`.
+
+    Each policy server fetches the checkpoint itself. Where simulators run on other machines, each settles there how it
+    draws. Raises UserError as `gripline.envs.make_env` and `gripline.policies.load_policy` do.
+    """
+    renderer = prepare(env) if simulators_run_here() else None
     warm_up = [
         EpisodeSpec(suite=env.suite, task=task, instruction="", init_seed=0, split="train") for task in env.tasks
     ]
     return RolloutEngine(
-        partial(make_env_with, env, renderer), partial(make_served_policy, policy_dir), config, warm_up=warm_up
+        partial(make_env_with, env, renderer), partial(make_served_policy, policy_uri), config, warm_up=warm_up
     )

@@ -1,7 +1,9 @@
 """The processes of a rollout: starts and replaces env workers and policy servers, and tells what becomes of them.
 
 Everything that happens anywhere arrives in one queue, so the driver never searches for who is done. A worker or policy
-server that does not answer in time is reported as lost; whoever hears of it decides whether to replace it.
+server that does not answer in time is reported as lost; whoever hears of it decides whether to replace it. One that has
+no machine yet is waited for, and nobody counts that as a fault: a pod may take minutes to come back. Meanwhile the
+others do the work, as long as there is one of each kind.
 """
 
 import contextlib
@@ -16,23 +18,30 @@ from typing import Any, NamedTuple
 
 import ray
 
+from gripline import stopping
 from gripline.config import RolloutConfig
 from gripline.errors import UserError
 from gripline.rollout.actors import EnvWorker
+from gripline.rollout.events import Event, Hangs, Joined, Lost, Raised, ReplicaLost, Returned
 from gripline.rollout.messages import (
     Decoding,
     PolicyCounters,
     PolicyFailedError,
-    Row,
     ServedPolicy,
+    WarmUp,
     WorkerStatus,
-)
+    actor_options,
+)  # fmt: skip
+from gripline.rollout.nodes import Nodes
 from gripline.rollout.policy_server import PolicyServer
+from gripline.rollout.shares import Shares
 from gripline.rollout.trace import TraceEvent
 from gripline.types import Env, EpisodeSpec
 
 START_TIMEOUT_S = 300.0
-"""For a process to start and load what it imports; warm-up resets come on top."""
+"""For a process to load what it needs, once it has a machine; warm-up resets come on top."""
+GATHER_S = 60.0
+"""After the last one got ready, how long a rollout's start waits for those that have no machine yet."""
 ANSWER_MARGIN_S = 5.0
 """Beyond the longest deadline: for a process that is busy, but not stopped, to say so."""
 LONGEST_POLL_S = 5.0
@@ -43,59 +52,6 @@ MORE_CALLS = 8
 POLICY_CALLS = 10_000
 """Requests that a policy server may hold; more would wait where its own queue does not see them."""
 ASK_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A worker is ready."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class Returned:
-    """An episode's row came back."""
-
-    worker: int
-    index: int
-    row: Row
-
-
-@dataclass(frozen=True, slots=True)
-class Raised:
-    """An episode's simulator raised."""
-
-    worker: int
-    index: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A worker died or does not answer."""
-
-    worker: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Hangs:
-    """A worker answers, but the simulator of the episode with this key is over its deadline."""
-
-    worker: int
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaLost:
-    """A policy server died or does not answer."""
-
-    replica: int
-    reason: str
-
-
-Event = Joined | Returned | Raised | Lost | Hangs | ReplicaLost
 
 
 class _News(NamedTuple):
@@ -113,8 +69,11 @@ class _Actor:
     place: int
     """Which of the workers (or replicas) it is; who replaces it takes its place."""
     started: Any
-    """Reference to what it answers once it is ready."""
-    started_s: float
+    """Future of what it answers once it is ready."""
+    node: str = ""
+    """Its machine; empty while it waits for one."""
+    placed_s: float = 0.0
+    """Since when it has a machine."""
     ready: bool = False
     asked_s: float | None = None
     """When it was asked for its status without an answer so far."""
@@ -137,26 +96,32 @@ class Fleet:
     ) -> None:
         """Start everything and wait until it is ready. warm_up: specs that each worker resets its simulators to.
 
-        Raises UserError if that takes too long or a reset its deadline, and what the actors raise.
+        Where machines come and go (`Shares.nodes_timeout_s`), those that have none yet join later. Raises UserError if
+        it takes too long or a reset its deadline, and what the actors raise.
         """
         self._make_env, self._make_policy, self._config, self._warm_up = make_env, make_policy, config, list(warm_up)
+        self._shares = Shares.given()
         self._start_timeout_s = START_TIMEOUT_S + len(self._warm_up) * config.reset_timeout_s
         self._answer_timeout_s = max(config.reset_timeout_s, config.step_timeout_s) + ANSWER_MARGIN_S
         self._poll_s = min(LONGEST_POLL_S, min(config.reset_timeout_s, config.step_timeout_s) / 4)
         self._ping_s = min(LONGEST_PING_S, config.policy_timeout_s / 4)
         self._next_poll_s = self._next_ping_s = 0.0
+        self._idle_since_s: float | None = None
+        """Since when there is no worker or no replica that is ready."""
         self._numbers = itertools.count()
         self._workers: dict[int, _Actor] = {}
         self._replicas: dict[int, _Actor] = {}
+        self._nodes = Nodes()
         self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._found: deque[Event] = deque()
         self._weights: Any = None
+        self._slowest_reset_s = 0.0
         for place in range(config.policy_replicas):
             self._start_replica(place)
         for place in range(config.env_workers):
             self._start_worker(place)
         try:
-            self._wait_until_ready()
+            self._gather()
         except BaseException:  # whatever it is: no process may stay behind
             self.close()
             raise
@@ -165,6 +130,14 @@ class Fleet:
     def ready_workers(self) -> list[int]:
         """Those that can run episodes."""
         return [worker for worker, actor in self._workers.items() if actor.ready]
+
+    def node_of(self, worker: int) -> str:
+        """The machine of a worker."""
+        return self._workers[worker].node
+
+    def gone_of(self, nodes: set[str]) -> set[str]:
+        """Those of these machines that are gone, with all that lay in their memory."""
+        return self._nodes.gone_of(nodes)
 
     def start_episode(self, worker: int, index: int, spec: EpisodeSpec, decoding: Decoding) -> Any:
         """Start an episode, which `next_event` will tell of; returns the reference to its trajectory."""
@@ -196,16 +169,17 @@ class Fleet:
         A replica that does not take them in time is killed, and reported as lost.
         """
         self._weights = weights if isinstance(weights, ray.ObjectRef) else ray.put(weights)
-        starting = [actor.started for actor in self._replicas.values() if not actor.ready]
-        if starting:  # with the former weights
-            ray.wait(starting, num_returns=len(starting), timeout=self._start_timeout_s)
         taken = {number: actor.handle.set_weights.remote(self._weights) for number, actor in self._replicas.items()}
         for replica, reference in taken.items():
+            actor = self._replicas[replica]
+            if not actor.ready:  # it may have no machine yet: nobody waits for it, and it is ready once it has these
+                actor.started = self._expect("started", replica, reference)
+                continue
             try:
                 ray.get(reference, timeout=self._config.policy_timeout_s)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-                ray.kill(self._replicas[replica].handle)
-                self._found.append(ReplicaLost(replica, f"it did not take new weights: {one_line(error)}"))
+                ray.kill(actor.handle)
+                self._found.append(self._lost(replica, f"it did not take new weights: {one_line(error)}"))
 
     def next_event(self) -> Event:
         """Wait for what happens next. Raises RuntimeError when the policy itself fails: no other try would help."""
@@ -247,51 +221,90 @@ class Fleet:
 
     def _start_worker(self, place: int) -> None:
         calls = self._config.slots_per_worker + self._config.spare_slots + MORE_CALLS
-        options = ray.remote(num_cpus=0, resources={"env": 1}, max_concurrency=calls, concurrency_groups={"control": 1})
-        replicas = [actor.handle for actor in self._replicas.values()]
-        handle = options(EnvWorker).remote(self._make_env, self._config, replicas, f"worker {place}")
+        options = actor_options("env", self._shares.env_gpus, calls)
+        handle = options(EnvWorker).remote(self._make_env, self._config, self._ready_replicas(), f"worker {place}")
         self._register(self._workers, handle, place, handle.warm_up.remote(self._warm_up))
 
     def _start_replica(self, place: int) -> None:
-        options = ray.remote(
-            num_cpus=0, resources={"policy": 1}, max_concurrency=POLICY_CALLS, concurrency_groups={"control": 1}
-        )
+        options = actor_options("policy", self._shares.policy_gpus, POLICY_CALLS)
         handle = options(PolicyServer).remote(self._make_policy, self._config, f"policy {place}")
         started = handle.ready.remote() if self._weights is None else handle.set_weights.remote(self._weights)
         self._register(self._replicas, handle, place, started)
 
     def _register(self, actors: dict[int, _Actor], handle: Any, place: int, started: Any) -> None:
         number = next(self._numbers)
-        actors[number] = _Actor(handle, place, started, time.monotonic())
-        self._expect("started", number, started)
+        self._expect("placed", number, handle.node.remote())
+        actors[number] = _Actor(handle, place, self._expect("started", number, started))
 
-    def _expect(self, call: str, actor: int, reference: Any, episode: int = -1) -> None:
-        """Its answer shall arrive in the queue."""
-        reference.future().add_done_callback(lambda future: self._news.put(_News(call, actor, episode, future)))
+    def _expect(self, call: str, actor: int, reference: Any, episode: int = -1) -> Any:
+        """Its answer shall arrive in the queue; returns the future of it."""
+        future = reference.future()
+        future.add_done_callback(lambda done: self._news.put(_News(call, actor, episode, done)))
+        return future
 
-    def _wait_until_ready(self) -> None:
-        actors = [*self._replicas.values(), *self._workers.values()]
-        try:
-            answers = ray.get([actor.started for actor in actors], timeout=self._start_timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
+    def _gather(self) -> None:
+        """Wait until the first rollout can begin."""
+        began_s = changed_s = time.monotonic()
+        num_lost = 0
+        while not self._may_begin(began_s, changed_s, time.monotonic()):
+            stopping.check()
+            try:
+                news = self._news.get(timeout=self._ping_s)
+            except queue.Empty:
+                continue
+            error = news.future.exception()
+            if error is None:
+                self._read(news)
+                changed_s = time.monotonic()
+            elif self._actor(news.actor) is not None:
+                num_lost += 1
+                excused = self._shares.nodes_timeout_s > 0 and not isinstance(error, ray.exceptions.RayTaskError)
+                if not excused or num_lost > self._config.fault_budget:
+                    raise error
+                (self.replace_worker if news.actor in self._workers else self.replace_replica)(news.actor)
+        if self._slowest_reset_s >= self._config.reset_timeout_s:
+            problem = f"is {self._config.reset_timeout_s:g} s, but a reset took {self._slowest_reset_s:.1f} s here"
+            next_step = f"set it to {math.ceil(4 * self._slowest_reset_s)}"
+            raise UserError("rollout", "rollout.reset_timeout_s", problem, next_step)
+
+    def _may_begin(self, began_s: float, changed_s: float, now_s: float) -> bool:
+        """Raises UserError if what is missing has not come in time."""
+        missing = [actor for actor in (*self._workers.values(), *self._replicas.values()) if not actor.ready]
+        if not missing:
+            return True
+        patient = self._shares.nodes_timeout_s > 0
+        placed = [actor.placed_s for actor in missing if actor.node]
+        if now_s - (min(placed, default=now_s) if patient else began_s) > self._start_timeout_s:
             problem = f"env workers or policy servers were not ready after {self._start_timeout_s:.0f} s"
-            raise UserError("rollout", "", problem, "see whether others use the Ray cluster (`ray status`)") from error
-        for actor in actors:
-            self._news.get()
-            actor.ready = True
-        slowest_s = max(answer.reset_s for answer in answers[len(self._replicas) :])
-        if slowest_s >= self._config.reset_timeout_s:
-            problem = f"is {self._config.reset_timeout_s:g} s, but a reset took {slowest_s:.1f} s here"
-            raise UserError("rollout", "rollout.reset_timeout_s", problem, f"set it to {math.ceil(4 * slowest_s)}")
+            raise UserError("rollout", "", problem, "see whether others use the Ray cluster (`ray status`)")
+        self._check_idle(now_s)
+        return patient and not placed and self._idle_since_s is None and now_s - changed_s > GATHER_S
+
+    def _check_idle(self, now_s: float) -> None:
+        """Raises UserError if nothing can run, and has not for as long as one waits for a machine."""
+        if self.ready_workers and self._ready_replicas():
+            self._idle_since_s = None
+            return
+        stopping.check()
+        self._idle_since_s = self._idle_since_s or now_s
+        limit_s = max(self._shares.nodes_timeout_s, self._start_timeout_s)
+        if now_s - self._idle_since_s > limit_s:
+            kind = "policy server" if self.ready_workers else "env worker"
+            problem = f"no {kind} got ready for {limit_s:.0f} s"
+            raise UserError("rollout", "", problem, "see the group's pods; cluster.start_timeout_s is how long to wait")
+
+    def _ready_replicas(self) -> list[Any]:
+        return [actor.handle for actor in self._replicas.values() if actor.ready]
 
     def _tell_replicas(self, workers: Iterable[_Actor]) -> None:
         """Workers send their requests to those that are ready; while none is, requests wait."""
-        ready = [actor.handle for actor in self._replicas.values() if actor.ready]
+        ready = self._ready_replicas()
         if ready:
             for worker in workers:
                 worker.handle.set_replicas.remote(ready)
 
     def _poll(self, now: float) -> None:
+        self._check_idle(now)
         if now >= self._next_poll_s:
             self._next_poll_s = now + self._poll_s
             self._check(self._workers, "status", self._answer_timeout_s, now)
@@ -302,8 +315,8 @@ class Fleet:
     def _check(self, actors: dict[int, _Actor], call: str, timeout_s: float, now: float) -> None:
         for number, actor in actors.items():
             if not actor.ready:
-                if now - actor.started_s > self._start_timeout_s:
-                    self._found.append(self._lost(number, f"not ready {now - actor.started_s:.0f} s after its start"))
+                if actor.node and now - actor.placed_s > self._start_timeout_s:
+                    self._found.append(self._lost(number, f"not ready {now - actor.placed_s:.0f} s after its start"))
             elif actor.asked_s is None:
                 actor.asked_s = now
                 self._expect(call, number, getattr(actor.handle, call).remote())
@@ -312,8 +325,11 @@ class Fleet:
 
     def _lost(self, number: int, reason: str) -> Lost | ReplicaLost:
         if number in self._workers:
-            return Lost(number, f"environment worker lost: {reason}")
-        return ReplicaLost(number, f"policy server lost: {reason}")
+            return Lost(number, f"environment worker lost: {reason}", self._gone_node(self._workers[number]))
+        return ReplicaLost(number, f"policy server lost: {reason}", self._gone_node(self._replicas[number]))
+
+    def _gone_node(self, actor: _Actor) -> str:
+        return actor.node if actor.node and self._nodes.is_gone(actor.node) else ""
 
     def _read(self, news: _News) -> list[Event]:
         actor = self._actor(news.actor)
@@ -330,20 +346,34 @@ class Fleet:
             case "status":
                 actor.asked_s = None
                 return self._hanging(news.actor, news.future.result())
+            case "placed":
+                actor.node, actor.placed_s = news.future.result(), time.monotonic()
+                return []
             case "started":
-                actor.ready = True
-                is_worker = news.actor in self._workers
-                self._tell_replicas([actor] if is_worker else self._workers.values())
-                return [Joined(news.actor)] if is_worker else []
+                return self._started(news, actor)
             case _:  # "ping"
                 actor.asked_s = None
                 seconds, limit_s = news.future.result(), self._config.policy_timeout_s
                 late = f"a batch takes longer than {limit_s:g} s"
                 return [self._lost(news.actor, late)] if seconds > limit_s else []
 
+    def _started(self, news: _News, actor: _Actor) -> list[Event]:
+        if news.future is not actor.started:  # with weights that are not the present ones
+            return []
+        actor.ready = True
+        answer = news.future.result()
+        if isinstance(answer, WarmUp):
+            actor.node = answer.node
+            self._slowest_reset_s = max(self._slowest_reset_s, answer.reset_s)
+            self._tell_replicas([actor])
+            return [Joined(news.actor)]
+        self._tell_replicas(self._workers.values())
+        return []
+
     def _raised(self, news: _News, error: ray.exceptions.RayTaskError) -> Event:
         reason = one_line(f"{type(error.cause).__name__}: {error.cause}")
-        if news.call == "started":
+        weights_gone = isinstance(error, ray.exceptions.ObjectLostError)  # with the machine of the learner
+        if news.call == "started" and not weights_gone:
             return self._lost(news.actor, reason)
         if news.call != "row":
             raise error

@@ -21,9 +21,26 @@ Item = TypeVar("Item")
 def control(method: Method) -> Method:
     """A method of an actor that is answered while the others are busy: it runs on a thread and event loop of its own.
 
-    The actor must be started with a concurrency group "control".
+    The actor must be started with a concurrency group "control", as `actor_options` does.
     """
     return cast(Method, ray.method(concurrency_group="control")(method))
+
+
+def actor_options(resource: str, num_gpus: float, num_calls: int) -> Any:
+    """The decorator of an actor class that has control methods; it asks Ray for one of a custom resource."""
+    return ray.remote(
+        num_cpus=0,
+        num_gpus=num_gpus,
+        resources={resource: 1},
+        max_concurrency=num_calls,
+        concurrency_groups={"control": 1},
+    )
+
+
+def this_node() -> str:
+    """The id of the machine that this actor runs on."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 class PolicyFailedError(Exception):
@@ -74,6 +91,8 @@ class WarmUp:
     pid: int
     reset_s: float
     """The longest reset, construction included."""
+    node: str
+    """Its machine."""
 
 
 @dataclass(frozen=True)
@@ -104,31 +123,6 @@ class PolicyCounters:
     queue_rows: int = 0
     """Observations that waited when a batch was formed, summed over batches."""
     queue_max: int = 0
-
-
-@dataclass(frozen=True)
-class ActionRequest:
-    """Observations of one worker that became ready together; the lists have one entry each."""
-
-    worker: str
-    seats: list[int]
-    observations: list[Observation]
-    noise_keys: list[tuple[int, int]]
-    """(spec.noise_seed, chunk index)."""
-    greedy: bool
-    temperature: float
-
-
-@dataclass(frozen=True)
-class ActionAnswer:
-    """Actions for those rows of a request that were computed first."""
-
-    rows: list[int]
-    actions: ActionBatch
-    queue: int
-    """Observations that wait at the server."""
-    ticket: int | None
-    """Not None: more is to come, for `PolicyServer.rest`."""
 
 
 def rows_of(actions: ActionBatch, rows: Any) -> ActionBatch:

@@ -119,8 +119,8 @@ class _Room:
 class Schedule:
     """See the module's docstring. Every call costs constant time, but for a fault and for what it returns.
 
-    Faults are lost workers, simulators that raised and lost policy servers. An episode fails when it raised (or hung)
-    `max_tries` times, or when the worker on which it ran alone died.
+    Faults are lost workers, simulators that raised and lost policy servers; whatever is lost with one machine is one
+    fault. An episode fails when it raised (or hung) `max_tries` times, or when the worker on which it ran alone died.
     """
 
     def __init__(self, *, max_tries: int, fault_budget: int) -> None:
@@ -137,7 +137,8 @@ class Schedule:
         self._num_added = 0
         self._useless_ahead: set[int] = set()
         self.faults: Counter[str] = Counter()
-        """How often 'worker lost', 'simulator failed' and 'policy server lost' happened."""
+        """How often 'worker lost', 'simulator failed', 'policy server lost' and 'machine lost' happened."""
+        self._lost_nodes: set[str] = set()
         self.num_retries = 0
         """Episodes that were put back into the line."""
 
@@ -176,9 +177,12 @@ class Schedule:
         self._place(worker)
         return self._fill()
 
-    def worker_lost(self, worker: int, reason: str) -> list[Action]:
-        """A worker died or never got ready. Nobody knows which of its episodes, if any, is to blame."""
-        return self._lose(worker, reason, guilty=None)
+    def worker_lost(self, worker: int, reason: str, *, node: str = "") -> list[Action]:
+        """A worker died or never got ready. Nobody knows which of its episodes, if any, is to blame.
+
+        node: its machine, if that is gone: then no episode is to blame.
+        """
+        return self._lose(worker, reason, guilty=None, node=node)
 
     def deadline_passed(self, worker: int, index: int, reason: str) -> list[Action]:
         """A worker is given up because this episode's simulator hangs in it; the other episodes are not to blame."""
@@ -196,9 +200,9 @@ class Schedule:
         self.faults["simulator failed"] += 1
         return self._stop(reason) or [*self._blame(index, reason), *self._fill()]
 
-    def replica_lost(self, replica: int, reason: str) -> list[Action]:
-        """A policy server died or does not answer. The requests that it held wait for another."""
-        self.faults["policy server lost"] += 1
+    def replica_lost(self, replica: int, reason: str, *, node: str = "") -> list[Action]:
+        """A policy server died or does not answer. The requests that it held wait for another. node: as above."""
+        self._count_loss("policy server lost", node)
         return self._stop(reason) or [ReplaceReplica(replica)]
 
     def useless(self, indices: Iterable[int]) -> list[Action]:
@@ -216,9 +220,16 @@ class Schedule:
                 actions.append(Cancel(episode.worker, index))
         return actions + self._fill()
 
-    def _lose(self, worker: int, reason: str, guilty: int | None) -> list[Action]:
+    def _count_loss(self, kind: str, node: str) -> None:
+        if not node:
+            self.faults[kind] += 1
+        elif node not in self._lost_nodes:
+            self._lost_nodes.add(node)
+            self.faults["machine lost"] += 1
+
+    def _lose(self, worker: int, reason: str, guilty: int | None, node: str = "") -> list[Action]:
         lost = self._workers.pop(worker, None)
-        self.faults["worker lost"] += 1
+        self._count_loss("worker lost", node)
         stop = self._stop(reason)
         if stop:
             return stop
@@ -227,10 +238,10 @@ class Schedule:
             self._forget(worker, lost)
             for index in reversed(lost.running):  # each goes to the front: their order is kept
                 self._episodes[index].worker = None
-                actions += self._after_death(index, reason, guilty=guilty, alone=lost.alone)
+                actions += self._retry(index) if node else self._after_death(index, reason, guilty, alone=lost.alone)
         return actions + self._fill()
 
-    def _after_death(self, index: int, reason: str, *, guilty: int | None, alone: bool) -> list[Action]:
+    def _after_death(self, index: int, reason: str, guilty: int | None, *, alone: bool) -> list[Action]:
         episode = self._episodes[index]
         if index == guilty:
             return self._blame(index, reason)

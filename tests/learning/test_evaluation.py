@@ -8,7 +8,7 @@ import ray
 from learning.conftest import context_json
 
 from components.eval import evaluate
-from gripline import stages
+from gripline import stages, stopping
 from gripline.envs.suites import env_spec
 from gripline.errors import UserError
 from gripline.policies import build_policy, save_policy
@@ -81,6 +81,31 @@ def test_an_evaluation_goes_on_in_another_pod(tuned, tmp_path, monkeypatch):
     assert sorted(files.find(bucket)) == [f"{bucket}/eval-sft/{name}" for name in names]
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_evaluation_that_is_asked_to_stop_keeps_what_it_has(tuned, tmp_path, monkeypatch, remote):
+    """Catches: episodes of an orphan that are run again; an orphan that goes on to the end."""
+    run_dir = f"memory://{tmp_path.name}/run" if remote else str(tmp_path / "run")
+    append, kept = ResultsWriter.append, []
+
+    def append_and_ask(self, record):
+        kept.append(record)
+        append(self, record)
+        if len(kept) == 5:
+            stopping.request("the launcher is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(stopping.StopRequestedError):
+        patch.setattr(ResultsWriter, "append", append_and_ask)
+        _evaluate(tuned, tmp_path, run_dir=run_dir)
+    stopping.clear()
+    assert len(kept) == 5
+    ran = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsWriter, "append", lambda self, record: (ran.append(record), append(self, record)))
+        parts = _evaluate(tuned, tmp_path, run_dir=run_dir)
+    assert len(ran) == len(tuned[2].tested) - 5
+    assert parts == _evaluate(tuned, tmp_path / "whole")
+
+
 def test_results_of_another_policy_are_refused_whether_finished_or_not(tuned, tmp_path):
     """Catches: episodes of one policy that are counted, or continued, as another's."""
     profile, splits_path, splits, _ = tuned
@@ -102,5 +127,5 @@ def test_results_of_another_policy_are_refused_whether_finished_or_not(tuned, tm
 
 
 def test_a_policy_that_cannot_be_loaded_stops_the_run_at_once(tuned, tmp_path):
-    with pytest.raises(ray.exceptions.RayError, match="no such checkpoint"):
+    with pytest.raises(ray.exceptions.RayError, match="does not exist"):
         standard_engine(tuned[0].env, str(tmp_path / "nowhere"), tuned[0].rollout)

@@ -89,3 +89,26 @@ def test_wrong_behaviour_logprobs_are_refused_before_anything_is_learned(tuned):
     assert all(np.array_equal(before[name], value) for name, value in actor.weights().items())
     assert "logprob_gap" in actor.update([ray.put(trajectory)], [1.0], 0, num_old=0)
     assert "logprob_gap" not in actor.update([ray.put(trajectory)], [1.0], 1, num_old=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_on_a_gpu_it_learns_what_it_learns_on_the_cpu(tuned, tmp_path, method):
+    """Catches: a tensor left on the other device; state or weights that only one kind of device can read."""
+    config = CONFIG.model_copy(update={"method": method, "kl_coef": 0.1})
+    learners = {device: Learner(fetch(tuned[3]), config, seed=1, device=device) for device in ("cpu", "cuda")}
+    trajectories = [_trajectory(learners["cpu"], chunks) for chunks in (6, 5)]
+    metrics = {}
+    for device, learner in learners.items():
+        assert next(learner.vla.parameters()).device.type == device
+        batch = learner.batch(trajectories, [1.0, -1.0])
+        assert learner.logprob_gap(batch) < 1e-3
+        metrics[device] = learner.update(batch, iteration=4)
+    assert metrics["cuda"]["loss"] == pytest.approx(metrics["cpu"]["loss"], abs=1e-3)
+    torch.save(learners["cuda"].state(), tmp_path / "learner.pt")
+    learners["cpu"].load_state(torch.load(tmp_path / "learner.pt", weights_only=True, map_location="cpu"))
+    learners["cuda"].load_state(torch.load(tmp_path / "learner.pt", weights_only=True, map_location="cpu"))
+    first, second = learners["cpu"].weights(), learners["cuda"].weights()
+    assert all(np.allclose(first[name], second[name], atol=1e-6) for name in first)
+    assert learners["cuda"].update(learners["cuda"].batch(trajectories, [1.0, -1.0]), iteration=5)["chunks"] == 11

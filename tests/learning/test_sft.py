@@ -13,7 +13,7 @@ import torch
 from learning.conftest import FakeTracker, context_json
 
 from components.sft.learning import augment, cross_entropy, soft_labels
-from gripline import stages
+from gripline import progress, stages, stopping
 from gripline.checkpoint import read_manifest
 from gripline.config import SftConfig
 from gripline.demos.dataset import DemoSet
@@ -144,6 +144,45 @@ def test_sft_killed_in_the_middle_and_resumed_is_sft_in_one_go(tuned, tmp_path, 
     sft.run(**parts)
     first, second = (_result(tmp_path / name) for name in ("whole", "parts"))
     assert first == second and len(first[0]) == 9
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_sft_that_is_asked_to_stop_keeps_its_last_step(tuned, tmp_path, monkeypatch, remote):
+    """Catches: a minute of training that an orphan throws away; steps that are trained twice."""
+    from components.sft import train as sft
+
+    profile, splits_path, splits, _ = tuned
+    section = stages.SftStage(
+        env=profile.env, policy=profile.policy, sft=profile.sft.model_copy(update={"steps": 9}), seed=1
+    )
+    context = stages.RunContext.model_validate_json(context_json(tmp_path, splits))
+
+    def tune(run_dir: str) -> dict:
+        return sft.run(
+            context=context.model_copy(update={"run_dir": run_dir}).model_dump_json(),
+            config=section.model_dump_json(),
+            demos_path=str(splits_path.parent / "demos"),
+            checkpoint_uri="",
+        )
+
+    steps, emit = [], progress.emit
+
+    def emit_and_ask(stage, event, *, done=0, **rest):
+        emit(stage, event, done=done, **rest)
+        if event == "advance":
+            steps.append(done)
+            if len(steps) == 4:
+                stopping.request("the launcher is gone")
+
+    run_dir = f"memory://{tmp_path.name}/run" if remote else str(tmp_path / "run")
+    monkeypatch.setattr(progress, "emit", emit_and_ask)
+    with pytest.raises(stopping.StopRequestedError):
+        tune(run_dir)
+    stopping.clear()
+    resumed = tune(run_dir)
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    weights = [fetch(result["uri"]) / "model.safetensors" for result in (resumed, tune(str(tmp_path / "whole")))]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def _result(folder: Path) -> tuple[list[str], bytes]:

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from gripline.cluster_config import LONGEST_LAUNCH_S, ClusterConfig
 from gripline.stages import STEP_IMAGE, DemosStage, RunContext
 from pipelines.cli import main
 from pipelines.compile import COMPILED
@@ -71,9 +73,32 @@ def test_only_demonstrations_are_cached_and_name_no_run(documents: list[dict[str
     assert not DemosStage.model_fields.keys() & RunContext.model_fields.keys() - {"seed"}
 
 
+def test_steps_that_may_be_rayjobs_know_where_and_wait_long_enough(documents: list[dict[str, Any]]) -> None:
+    """Catches: a step that Kubeflow ends before the launcher's own limit, which leaves the RayJob to the other nets."""
+    tasks = documents[0]["root"]["dag"]["tasks"]
+    told = {name for name, task in tasks.items() if "cluster" in task["inputs"]["parameters"]}
+    assert told == {"sft", "evaluate", "rl", "evaluate-2"}
+    executors = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert all(int(executors[f"exec-{name}"]["activeDeadlineSeconds"]) > LONGEST_LAUNCH_S for name in told)
+    with pytest.raises(ValidationError):
+        ClusterConfig(overall_timeout_s=LONGEST_LAUNCH_S + 1)
+
+
 def test_rl_waits_for_the_gate_and_steps_use_the_image_parameter(documents: list[dict[str, Any]]) -> None:
     tasks = documents[0]["root"]["dag"]["tasks"]
     assert "gate" in tasks["rl"]["dependentTasks"]
     for executor in documents[0]["deploymentSpec"]["executors"].values():
         assert executor["container"]["image"] == "{{$.inputs.parameters['pipelinechannel--image']}}"
         assert "pip install" not in str(executor["container"]["command"])
+
+
+def test_steps_take_credentials_where_they_exist(documents: list[dict[str, Any]]) -> None:
+    """Catches: a step without the store's credentials; a Secret that a cluster without passwords would have to make."""
+    for executor in documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+        secrets = {each["secretName"]: each for each in executor["secretAsEnv"]}
+        assert secrets.keys() == {"gripline-store", "gripline-mlflow"}
+        for secret in secrets.values():
+            assert secret["optional"] is True
+            assert all(pair["secretKey"] == pair["envVar"] for pair in secret["keyToEnv"])
+        keys = {pair["envVar"] for secret in secrets.values() for pair in secret["keyToEnv"]}
+        assert {"AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "MLFLOW_TRACKING_PASSWORD"} <= keys

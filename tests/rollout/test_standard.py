@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rollout.fakes import ENV, episodes
 
-from gripline.config import PolicyConfig
+from gripline.config import EnvConfig, PolicyConfig
 from gripline.envs.suites import env_spec
 from gripline.errors import UserError
 from gripline.policies import build_policy, save_policy
@@ -41,7 +41,7 @@ def test_a_served_policy_acts_like_the_one_whose_weights_it_loads(tmp_path: Path
 
 
 def test_a_missing_checkpoint_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such checkpoint"):
+    with pytest.raises(UserError, match="nowhere: does not exist"):
         make_served_policy(str(tmp_path / "nowhere"))
 
 
@@ -49,3 +49,10 @@ def test_the_renderer_is_set_before_the_simulator_is_built(monkeypatch: pytest.M
     monkeypatch.setenv("MUJOCO_GL", "egl")
     make_env_with(ENV, {"MUJOCO_GL": "osmesa"})
     assert os.environ["MUJOCO_GL"] == "osmesa"
+
+
+def test_on_another_machine_a_worker_settles_its_renderer_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pod's environment names is taken as tried; the driver's machine may have no renderer at all."""
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    make_env_with(EnvConfig(tasks=("reach-v3",)), None)
+    assert os.environ["MUJOCO_GL"] == "egl"

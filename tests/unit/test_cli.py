@@ -98,6 +98,9 @@ def make_checkpoint(folder: Path, **changes: object) -> Path:
         ([*IMPORT, "nosuch"], "nosuch: config.json: is missing"),
         ([*IMPORT, "nosuch", "--chunk", "0"], "argument --chunk: must be 1 or more, got 0"),
         (["compile", "--out", "graph.json"], "graph.json: --out: is no .yaml file"),
+        (["compare", "runs/a"], "the following arguments are required: RUN_B"),
+        (["compare", "runs/a", "runs/b", "--out", "a.pdf"], "a.pdf: --out: is neither a page nor a picture"),
+        (["compare", "runs/a", "runs/b", "--tracking", "http://me:pw@x"], "http://x: --tracking: holds a password"),
     ],
 )
 def test_mistakes_are_one_line_without_heavy_imports(tmp_path: Path, arguments: list[str], told: str) -> None:
@@ -109,7 +112,9 @@ def test_mistakes_are_one_line_without_heavy_imports(tmp_path: Path, arguments: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["submit", "--help"], ["profiles"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["submit", "--help"], ["compare", "--help"], ["profiles"]]
+)
 def test_help_and_profiles_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     code, heavy, errors = run_cli(arguments, tmp_path)
     assert (code, heavy, errors) == (0, [], "")

@@ -10,6 +10,7 @@ import pytest
 
 from components.plan import plan
 from gripline import profiles
+from gripline.cluster_config import ClusterConfig
 from gripline.errors import UserError
 from gripline.splits import Splits, build_splits
 from gripline.stages import (
@@ -45,6 +46,7 @@ def tracking(monkeypatch: pytest.MonkeyPatch) -> FakeTracking:
     fake = FakeTracking()
     monkeypatch.setattr(plan, "ensure_parent", fake.ensure_parent)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
     return fake
 
 
@@ -55,6 +57,7 @@ def run_plan(folder: Path, **changes: Any) -> plan.Plan:
         "job_id": "job-7",
         "seed": -1,
         "checkpoint_uri": "",
+        "image": "registry/step:1",
         "tracking_uri": "",
         "store_uri": str(folder / "store"),
         "splits_path": str(folder / "splits.json"),
@@ -77,6 +80,32 @@ def test_sections_split_the_profile_up(tmp_path: Path, tracking: FakeTracking) -
     changed = run_plan(tmp_path, profile=profiles.dump(profiles.load("smoke", ["rl.lr=1e-5"])), run_name="second")
     differing = {name for name in plan.Plan._fields if getattr(planned, name) != getattr(changed, name)}
     assert differing == {"context", "rl"}
+
+
+def test_where_stages_run_is_no_part_of_what_they_do(tmp_path: Path, tracking: FakeTracking) -> None:
+    """Catches: a raised time limit after which a finished stage seems to have other inputs; a pod without an image."""
+    where = ["cluster.stages=[rl]", "cluster.policy.image=registry/policy:1", "cluster.retries=7"]
+    remote = {"store_uri": f"memory://{tmp_path.name}", "tracking_uri": "http://127.0.0.1:9"}
+    planned = run_plan(tmp_path, **remote)
+    changed = run_plan(tmp_path, profile=profiles.dump(profiles.load("smoke", where)), run_name="second", **remote)
+    differing = {name for name in plan.Plan._fields if getattr(planned, name) != getattr(changed, name)}
+    assert differing == {"context", "cluster"}
+    assert ClusterConfig.model_validate_json(planned.cluster).stages == ()
+    cluster = ClusterConfig.model_validate_json(changed.cluster)
+    assert cluster.retries == 7
+    images = (cluster.head.image, cluster.policy.image, cluster.env.image)
+    assert images == ("registry/step:1", "registry/policy:1", "registry/step:1")
+
+
+def test_a_cluster_that_is_not_ready_is_told_before_anything_is_made(
+    tmp_path: Path, tracking: FakeTracking, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches: hours of SFT before a RayJob whose pods cannot see the store, which is a folder here."""
+    with pytest.raises(UserError, match=r"cluster: store: .* is a folder, which the pods of a cluster do not share"):
+        run_plan(tmp_path, profile=profiles.dump(profiles.load("smoke", ["cluster.stages=[rl]"])))
+    assert tracking.asked == [] and list(tmp_path.iterdir()) == []
+    told = capsys.readouterr().out
+    assert "[plan] note ✓ images" in told and "[plan] warn ✗ store" in told and "– cluster     not checked" in told
 
 
 def test_context_splits_and_parent(tmp_path: Path, tracking: FakeTracking) -> None:
@@ -164,12 +193,12 @@ def test_a_password_of_the_environment_is_written_nowhere(
     tmp_path: Path, tracking: FakeTracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches: a password in context.json, in the profile, in a step's parameters or in MLflow's."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:pa55word@mlflow:5000")
     planned = run_plan(tmp_path)
     assert RunContext.model_validate_json(planned.context).tracking_uri == "https://mlflow:5000"
-    assert "secret" not in " ".join(planned) + repr(vars(tracking))
+    assert "pa55word" not in " ".join(planned) + repr(vars(tracking))
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert written and not [path for path in written if b"secret" in path.read_bytes()]
+    assert written and not [path for path in written if b"pa55word" in path.read_bytes()]
 
 
 def test_step_image_is_of_this_version() -> None:

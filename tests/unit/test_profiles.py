@@ -110,11 +110,12 @@ def test_first_difference_names_the_field() -> None:
     assert profiles.first_difference(ours, theirs) == "sft.lora.rank is 16 here, 3 there"
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner)))
 def test_any_value_is_taken_or_refused_in_one_line(value: object) -> None:
     """Catches: a traceback of pydantic's or ours for a value that nobody thought of."""
-    for key in ("seed", "env.tasks", "rl", "rl.keep_success", "sft.lora.rank", "name", "policy.preset"):
+    cluster = ("cluster", "cluster.stages", "cluster.env", "cluster.env.placement", "cluster.env.container_env")
+    for key in ("seed", "env.tasks", "rl", "rl.keep_success", "sft.lora.rank", "name", "policy.preset", *cluster):
         try:
             assert isinstance(profiles.load("laptop", [f"{key}={value}"]), Profile)
         except UserError as refused:

@@ -1,6 +1,6 @@
 """A round of groups while it runs, and an iteration's sampling, on a scripted engine instead of Ray."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,26 +111,65 @@ class _Finished:
 
 
 class _Engine:
-    """Plays outcomes: group number of the task -> successes of its members."""
+    """Plays outcomes: group number of the task -> successes of its members. Trajectories can be lost."""
 
     num_workers = 1
 
     def __init__(self, outcome_of: Callable[[EpisodeSpec], bool]) -> None:
         self._outcome_of = outcome_of
         self.last = RolloutStats()
+        self.lost: list[set[str]] = []
+        """What is found to be lost, look by look."""
+        self.runs: list[int] = []
 
-    def run(self, specs: list[EpisodeSpec], decoding: Any, *, useless: Any) -> Iterator[_Finished]:
-        for index, spec in enumerate(specs):
+    def run(self, specs: list[EpisodeSpec], decoding: Any, *, useless: Any = None) -> Iterator[_Finished]:
+        self.runs.append(len(specs))
+        self.last = RolloutStats(env_steps=8 * len(specs))
+        for index, spec in reversed(list(enumerate(specs))):
             success = self._outcome_of(spec)
             record = EpisodeRecord(spec=spec, success=success, num_steps=8, num_chunks=1, actions_TKA=[])
-            episode = _Finished(index, record, f"{spec.task}/{spec.group}/{spec.member}")
-            useless(episode)
+            again = "" if len(self.runs) == 1 else f" {len(self.runs)}"
+            episode = _Finished(index, record, f"{spec.task}/{spec.group}/{spec.member}{again}")
+            if useless is not None:
+                useless(episode)
             yield episode
 
+    def without_trajectory(self, episodes: Iterable[_Finished]) -> list[_Finished]:
+        lost = self.lost.pop(0) if self.lost else set()
+        return [episode for episode in episodes if episode.trajectory in lost]
 
-def _sampler(config: RlConfig, outcome_of: Callable[[EpisodeSpec], bool]) -> Sampler:
+
+def _sampler(config: RlConfig, outcome_of: Callable[[EpisodeSpec], bool], **engine: Any) -> Sampler:
     state = RlState(fingerprint="f", drawn={"task-0": 0}, mixed_share={"task-0": 1.0})
-    return Sampler(_Engine(outcome_of), _states(), config, state, kept=[], seed=0)
+    player = _Engine(outcome_of)
+    vars(player).update(engine)
+    return Sampler(player, _states(), config, state, kept=[], seed=0)
+
+
+def test_trajectories_that_went_with_a_machine_are_run_again(capsys):
+    """Catches: an iteration that breaks, or learns from half of a group, because a pod was replaced after its end."""
+    lost = [{"task-0/0/1", "task-0/1/3"}, {"task-0/1/3 2"}]
+    config = _config(surplus="keep", min_mixed_groups=1)
+    sampler = _sampler(config, lambda spec: spec.member == 0, lost=lost)
+    sampled = sampler.sample(learner_version=0)
+    assert sampler._engine.runs == [16, 2, 1]
+    assert sampled.groups[0].trajectories == ("task-0/0/0", "task-0/0/1 2", "task-0/0/2", "task-0/0/3")
+    assert sampler.kept[0].trajectories == ("task-0/1/0", "task-0/1/1", "task-0/1/2", "task-0/1/3 3")
+    assert (sampler._state.env_steps, len(sampled.rollouts), sampled.episodes) == (8 * 19, 3, 16)
+    assert "2 trajectories went with a machine" in capsys.readouterr().out
+
+
+def test_machines_that_go_faster_than_episodes_can_be_run_again_stop_the_stage():
+    lost = [{"task-0/0/0" + again for again in ("", " 2", " 3", " 4")} for _ in range(9)]
+    with pytest.raises(RuntimeError, match="lost faster than 1 episodes"):
+        _sampler(_config(), lambda spec: spec.member == 0, lost=lost).sample(learner_version=0)
+
+
+def test_of_groups_that_are_not_learned_from_nothing_is_run_again():
+    lost = [{f"task-0/{group}/{member}" for group in (1, 2, 3) for member in range(4)}]
+    sampler = _sampler(_config(min_mixed_groups=1), lambda spec: spec.group == 0 and spec.member == 0, lost=lost)
+    sampler.sample(learner_version=0)
+    assert sampler._engine.runs == [16]
 
 
 def test_surplus_groups_are_kept_with_their_version_and_used_first():

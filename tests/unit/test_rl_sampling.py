@@ -1,7 +1,6 @@
 """Dynamic sampling and the resumable state, without Ray or torch."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -23,10 +22,6 @@ def _train(tasks: int = 2, states: int = 3) -> dict[str, list[EpisodeSpec]]:
         ]
         for t in range(tasks)
     }
-
-
-def _save_tensors(path: str) -> None:
-    Path(path).write_bytes(b"x")
 
 
 def test_members_share_the_initial_state_and_nothing_else():
@@ -77,34 +72,29 @@ def test_only_members_of_mixed_groups_are_learned_from(outcomes, failed):
     assert all((advantage > 0) == success[index] for index, advantage in learned.items())
 
 
-def test_state_is_written_whole_and_old_ones_are_dropped(tmp_path):
-    for iteration in (2, 4, 6):
-        state = RlState(fingerprint="f", iteration=iteration, drawn={"a": iteration}, mixed_share={})
-        state_files.write(tmp_path, state, _save_tensors, keep=2)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["iteration-000004", "iteration-000006"]
-    newest = state_files.latest(tmp_path)
-    assert newest is not None and state_files.read(newest, "f").drawn == {"a": 6}
+def test_only_a_folder_with_the_mark_is_a_state():
+    """Catches: a resume from tensors of a process that was killed before it had written all of it."""
+    files = [
+        f"rl/state/iteration-{number:06d}/{name}" for number in (4, 10, 2) for name in ("learner.pt", "state.json")
+    ]
+    files += ["rl/state/iteration-000012/learner.pt", "rl/state/iteration-000012/groups.safetensors"]
+    assert state_files.complete(files) == [f"rl/state/iteration-{number:06d}" for number in (2, 4, 10)]
+    assert state_files.complete([]) == []
 
 
-def test_a_full_disk_leaves_the_older_state_alone(tmp_path):
-    def disk_full(path: str) -> None:
-        raise OSError(28, "No space left on device")
-
-    state = RlState(fingerprint="f", iteration=2, drawn={}, mixed_share={})
-    state_files.write(tmp_path, state, _save_tensors, keep=2)
-    with pytest.raises(UserError, match="the disk is full"):
-        state_files.write(tmp_path, state.model_copy(update={"iteration": 4}), disk_full, keep=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["iteration-000002"]
+def test_state_comes_back_as_it_was(tmp_path):
+    state = RlState(fingerprint="f", iteration=6, drawn={"a": 6}, mixed_share={"a": 0.25}, best_success=0.5)
+    state_files.write(tmp_path, state)
+    assert state_files.read(tmp_path, "f") == state
 
 
 def test_state_of_another_configuration_or_a_damaged_one_is_refused(tmp_path):
-    state = RlState(fingerprint="f", iteration=2, drawn={}, mixed_share={})
-    path = state_files.write(tmp_path, state, _save_tensors, keep=2)
+    state_files.write(tmp_path, RlState(fingerprint="f", iteration=2, drawn={}, mixed_share={}))
     with pytest.raises(UserError, match="another configuration"):
-        state_files.read(path, "g")
-    (path / "state.json").write_text('{"fingerprint": "f"')
+        state_files.read(tmp_path, "g")
+    (tmp_path / "state.json").write_text('{"fingerprint": "f"')
     with pytest.raises(UserError, match="unreadable"):
-        state_files.read(path, "f")
+        state_files.read(tmp_path, "f")
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0, 1), min_size=1, max_size=6), st.integers(2, 12))

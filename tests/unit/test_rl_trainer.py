@@ -1,6 +1,7 @@
 """The outer loop of RL on a scripted engine and learner: no Ray, no simulator, no torch."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ import numpy as np
 import pytest
 
 from components.rl.train import STARVING_LIMIT, Trainer
-from gripline import profiles
+from gripline import profiles, stopping
 from gripline.checkpoint import Contract, Manifest, Provenance, new_checkpoint, read_manifest
 from gripline.metrics import MetricsLog, read_metrics
 from gripline.rollout.stats import RolloutStats
 from gripline.splits import build_splits
 from gripline.stages import RlStage, RunContext
-from gripline.store import RunStore
+from gripline.store import RunStore, read_once, written
 from gripline.types import EpisodeRecord, EpisodeSpec, Trajectory
 
 CONTRACT = Contract(
@@ -64,6 +65,9 @@ class ScriptedEngine:
     def set_weights(self, weights: object) -> None:
         pass
 
+    def without_trajectory(self, episodes: object) -> list[Finished]:
+        return []
+
     def run(self, specs: list[EpisodeSpec], decoding: Any, useless: Any = None) -> Iterator[Finished]:
         self.last = RolloutStats(episodes=len(specs), env_steps=8 * len(specs), wall_s=1.0)
         for index, spec in enumerate(specs):
@@ -88,11 +92,8 @@ class CountingLearner:
     def __init__(self) -> None:
         self.updates = 0
         self.update, self.weights = Method(self._update), Method(lambda: {})
-        self.save_state = Method(lambda path: Path(path).write_text(str(self.updates)))
-        self.load_state = Method(self._load_state)
-        self.save_policy = Method(
-            lambda folder, env, provenance: write_policy(Path(folder), str(self.updates), Provenance(**provenance))
-        )
+        self.save_state, self.load_state = Method(self._save_state), Method(self._load_state)
+        self.save_policy = Method(self._save_policy)
 
     def _update(
         self, trajectories: list[Any], advantages: list[float], iteration: int, num_old: int
@@ -101,8 +102,18 @@ class CountingLearner:
         self.updates += 1
         return {"loss": 0.0}
 
-    def _load_state(self, path: str) -> None:
-        self.updates = int(Path(path).read_text())
+    def _save_state(self, uri: str) -> None:
+        with written(uri) as path:
+            path.write_text(str(self.updates))
+
+    def _load_state(self, uri: str) -> None:
+        with read_once(uri) as path:
+            self.updates = int(path.read_text())
+
+    def _save_policy(self, uri: str, env: object, provenance: dict[str, Any]) -> None:
+        with written(uri) as folder:
+            shutil.rmtree(folder, ignore_errors=True)
+            write_policy(folder, str(self.updates), Provenance(**provenance))
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +135,7 @@ def attempt(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         succeeds: Callable[[EpisodeSpec], bool],
         *,
         learner: CountingLearner | None = None,
+        after_iteration: Callable[[int], None] = lambda step: None,
         **changes: object,
     ) -> dict[str, Any]:
         profile = profiles.load("smoke", [f"rl.{name}={value}" for name, value in changes.items()])
@@ -140,7 +152,7 @@ def attempt(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         )
         stage = RlStage(env=profile.env, rollout=profile.rollout, rl=profile.rl, seed=1)
         store = RunStore(run_dir)
-        log = MetricsLog(store.local / "rl" / "metrics.jsonl", lambda metrics, step: None)
+        log = MetricsLog(store.local / "rl" / "metrics.jsonl", lambda metrics, step: after_iteration(step))
         trainer = Trainer(stage, context, store, str(tmp_path / "sft"), splits, "f", log)
         return trainer.train(ScriptedEngine(succeeds), learner or CountingLearner())
 
@@ -236,3 +248,72 @@ def test_a_remote_store_holds_what_a_resume_needs_and_no_more(
     rows = [json.loads(line) for line in files.cat_file(f"{bucket}/rl/metrics.jsonl").splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert files.cat_file(f"{bucket}/rl/checkpoint/weights") == b"4"
+
+
+@pytest.fixture
+def asked() -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """Asks the stage to stop in the middle of an iteration."""
+    yield lambda at: lambda step: stopping.request("the launcher is gone") if step == at else None
+    stopping.clear()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_stop_is_obeyed_after_an_iteration_with_a_checkpoint_and_nothing_is_lost(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]], asked: Any, remote: bool
+) -> None:
+    """Catches: hours since the last checkpoint that an orphan throws away; an iteration that is run twice."""
+    run_dir = f"memory://{tmp_path.name}/run" if remote else str(tmp_path / "run")
+
+    def mixed(spec: EpisodeSpec) -> bool:
+        return spec.split == "train" and spec.member == 0
+
+    changes = {"iterations": 6, "checkpoint_every": 100, "validate_every": 100}
+    with pytest.raises(stopping.StopRequestedError, match="the launcher is gone"):
+        attempt(run_dir, mixed, after_iteration=asked(2), **changes)
+    stopping.clear()
+    states = [name for name in RunStore(run_dir).files("rl/state") if name.endswith("state.json")]
+    assert states == ["rl/state/iteration-000003/state.json"]
+    learner, steps = CountingLearner(), []
+    outputs = attempt(run_dir, mixed, learner=learner, after_iteration=steps.append, **changes)
+    assert (steps, learner.updates, outputs["iterations"]) == ([3, 4, 5], 6, 6)
+
+
+def test_a_stop_in_the_last_iteration_changes_nothing(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]], asked: Any
+) -> None:
+    run_dir = str(tmp_path / "run")
+    assert attempt(run_dir, lambda spec: spec.member == 0, after_iteration=asked(1), iterations=2)["iterations"] == 2
+    assert (tmp_path / "run" / "rl" / "checkpoint" / "manifest.json").exists()
+
+
+def test_experience_that_was_sampled_ahead_is_learned_from_before_it_stops(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]], asked: Any
+) -> None:
+    """Catches: groups that count as drawn in the state, and that nobody ever learned from."""
+    run_dir, learner = str(tmp_path / "run"), CountingLearner()
+    changes = {"iterations": 9, "checkpoint_every": 100, "validate_every": 100, "overlap": "true"}
+    with pytest.raises(stopping.StopRequestedError):
+        attempt(run_dir, lambda spec: spec.member == 0, learner=learner, after_iteration=asked(2), **changes)
+    state = json.loads((tmp_path / "run" / "rl" / "state" / "iteration-000004" / "state.json").read_text())
+    assert (state["iteration"], state["version"], learner.updates) == (4, 4, 4)
+    per_iteration = profiles.load("smoke").rl.groups_per_task
+    assert set(state["drawn"].values()) == {4 * per_iteration}
+
+
+def test_an_attempt_that_was_superseded_writes_no_state(tmp_path: Path, attempt: Callable[..., dict[str, Any]]) -> None:
+    """Catches: the state of a new attempt that the old one overwrites with an earlier one."""
+    run_dir = str(tmp_path / "run")
+
+    def fence() -> None:
+        raise stopping.SupersededError("a newer attempt owns the run")
+
+    def supersede(step: int) -> None:
+        if step == 1:
+            stopping.set_fence(fence)
+
+    try:
+        with pytest.raises(stopping.SupersededError):
+            attempt(run_dir, lambda spec: spec.member == 0, after_iteration=supersede, iterations=4, checkpoint_every=1)
+    finally:
+        stopping.clear()
+    assert [path.name for path in (tmp_path / "run" / "rl" / "state").iterdir()] == ["iteration-000001"]

@@ -287,6 +287,18 @@ def test_the_fault_budget_stops_the_run_and_says_what_happened():
     assert schedule.worker_lost(1, "no answer for 5 s") == [Stop(expected)]
 
 
+def test_what_is_lost_with_one_machine_is_one_fault_and_nobodys_fault():
+    """Catches: a pod of eight workers whose loss spends half of the budget, and episodes that are suspected of it."""
+    schedule, _ = two_workers(4, fault_budget=2, max_tries=2)
+    assert schedule.worker_lost(0, "killed", node="a") == [Replace(0)]
+    assert schedule.replica_lost(4, "killed", node="a") == [ReplaceReplica(4)]
+    assert schedule.worker_lost(1, "killed", node="a") == [Replace(1)]
+    assert dict(schedule.faults) == {"machine lost": 1}
+    assert set(started(schedule.worker_joined(7, 4))) == {(7, index) for index in range(4)}  # beside each other
+    assert schedule.worker_lost(7, "killed", node="b") == [Replace(7)]
+    assert schedule.worker_lost(9, "killed", node="c") == [Stop("3 × machine lost; the last: killed")]
+
+
 def test_orders_that_make_no_sense_are_refused():
     schedule, _ = two_workers(2)
     with pytest.raises(KeyError):

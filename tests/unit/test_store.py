@@ -8,10 +8,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from gripline import object_store, stopping
 from gripline.atomic import PREFIX
 from gripline.errors import UserError
 from gripline.metrics import MetricsLog, read_metrics
-from gripline.store import RunStore, StageResult, digest, fetch
+from gripline.store import RunStore, StageResult, _fetched, digest, fetch, read_once, written
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_a_store_that_cannot_be_used_is_one_line(bucket, monkeypatch):
     """Catches: a driver's traceback of forty lines for a wrong password."""
 
     def refuse(self, *args, **options):
-        raise ConnectionError("403 Forbidden\n(request 12)")
+        raise PermissionError("403 Forbidden\n(request 12)")
 
     with pytest.raises(UserError, match="gopher://bucket/sft: cannot be used: Protocol not known"):
         RunStore("gopher://bucket").pull("sft")
@@ -129,6 +130,210 @@ def test_a_store_that_cannot_be_used_is_one_line(bucket, monkeypatch):
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", refuse)
     with pytest.raises(UserError, match="403"):
         store.push("sft")
+
+
+def _failing(monkeypatch, method: str, failures: list[Exception]) -> list[str]:
+    """The store's driver raises these first; returns the calls that were made, as they are made."""
+    memory, calls = type(fsspec.filesystem("memory")), []
+    whole = getattr(memory, method)
+
+    def fail(self, *args, **options):
+        calls.append(method)
+        if failures:
+            raise failures.pop(0)
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(memory, method, fail)
+    monkeypatch.setattr(object_store, "FIRST_PAUSE_S", 0.001)
+    return calls
+
+
+@pytest.mark.parametrize("method", ["put_file", "get_file", "find", "cat_file", "pipe_file", "rm_file", "cp_file"])
+@pytest.mark.parametrize(
+    "away",
+    [ConnectionResetError("reset by peer"), TimeoutError(), OSError(5, "InternalError"), OSError(16, "SlowDown")],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_call_waits_until_the_store_is_back(bucket, monkeypatch, method, away, capsys):
+    """Catches: hours of RL that end because the store was away for a minute; a retry that does a half thing."""
+    store = object_store.ObjectStore(bucket)
+    store.write("a/weights", b"w")
+    calls = _failing(monkeypatch, method, [away, away, away])
+    path = Path(RunStore("memory://b").local) / "a"
+    store.download("a", path)
+    store.upload(path, "b")
+    store.copy("b", "c")
+    assert store.read("c/weights") == b"w"
+    store.write("d", b"d")
+    store.delete(["c/weights", "never there"])
+    assert len(calls) > 3 and sorted(store.files()) == ["a/weights", "b/weights", "d"]
+    assert capsys.readouterr().err.count("does not answer") == 1
+
+
+def test_a_store_that_stays_away_is_one_line_after_the_time_it_is_given(bucket, monkeypatch):
+    monkeypatch.setattr(object_store, "OUTAGE_S", 0.05)
+    calls = _failing(monkeypatch, "cat_file", [ConnectionRefusedError("nobody listens")] * 1000)
+    with pytest.raises(
+        object_store.StoreOutageError, match=r"run-1/x: does not answer: nobody listens \(tried for 0 s"
+    ):
+        object_store.ObjectStore(bucket).read("x")
+    assert len(calls) > 2
+    with pytest.raises(object_store.StoreOutageError, match="nobody listens;"):
+        object_store.ObjectStore(bucket, patience_s=0).read("x")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError("Access Denied"),
+        FileNotFoundError("The specified bucket does not exist"),
+        OSError("Forbidden: https://storage.googleapis.com/b"),
+        OSError(22, "InvalidBucketName"),
+        type("NoCredentialsError", (Exception,), {})("Unable to locate credentials"),
+        type("HttpError", (Exception,), {"code": 401})("Invalid Credentials"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_waiting_cannot_mend_is_told_at_once(bucket, monkeypatch, error):
+    """Catches: five minutes of silence for a misspelt bucket."""
+    calls = _failing(monkeypatch, "find", [error] * 10)
+    with pytest.raises(UserError, match="cannot be used"):
+        object_store.ObjectStore(bucket).files()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("code", [429, 500, "503"])
+def test_a_server_that_is_overloaded_is_asked_again(bucket, monkeypatch, code):
+    calls = _failing(monkeypatch, "find", [type("HttpError", (Exception,), {"code": code})("try again")])
+    assert object_store.ObjectStore(bucket).files() == {}
+    assert len(calls) == 2
+
+
+def test_a_missing_driver_names_what_to_install(monkeypatch):
+    def missing(*args, **options):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(
+        UserError, match=r"s3://b/run: no driver for s3:// is installed; run: pip install 'gripline\[s3\]'"
+    ):
+        object_store.ObjectStore("s3://b/run").files()
+    with pytest.raises(UserError, match=r"gs:// is installed; run: pip install 'gripline\[gs\]'"):
+        RunStore("gs://b/run").pull("x")
+
+
+def test_a_download_that_broke_off_is_made_again(bucket, monkeypatch):
+    """Catches: half of a file that looks like a whole one."""
+    store = object_store.ObjectStore(bucket)
+    store.write("weights", b"0123456789")
+    memory = type(fsspec.filesystem("memory"))
+    get = memory.get_file
+    sizes = [4]
+
+    def get_some(self, path, local, **options):
+        get(self, path, local, **options)
+        if sizes:
+            os.truncate(local, sizes.pop())
+
+    monkeypatch.setattr(memory, "get_file", get_some)
+    monkeypatch.setattr(object_store, "FIRST_PAUSE_S", 0.001)
+    target = RunStore("memory://b").local / "weights"
+    store.download("weights", target)
+    assert target.read_bytes() == b"0123456789" and sizes == []
+
+
+def test_a_folder_that_changes_is_incomplete_meanwhile(bucket, monkeypatch):
+    """Catches: the manifest of one attempt over the weights of another, for whoever looks between two uploads."""
+    first, second = RunStore(bucket), RunStore(bucket)
+    _write(first, "sft/checkpoint/weights", "sft/checkpoint/manifest.json")
+    first.push("sft")
+    _write(second, "sft/checkpoint/weights", "sft/checkpoint/manifest.json")
+    seen = []
+    memory = type(fsspec.filesystem("memory"))
+    put = memory.put_file
+
+    def look(self, local, path, **options):
+        seen.append((path.rpartition("/")[2], "sft/checkpoint/manifest.json" in _files(bucket)))
+        put(self, local, path, **options)
+
+    monkeypatch.setattr(memory, "put_file", look)
+    second.push("sft")
+    assert seen == [("weights", False), ("manifest.json", False)]
+    assert _files(bucket) == ["sft/checkpoint/manifest.json", "sft/checkpoint/weights"]
+    seen.clear()
+    second.push("sft/checkpoint/manifest.json")
+    assert seen == [("manifest.json", True)], "a mark alone is replaced in one go"
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_folder_written_by_two_processes_appears_whole(tmp_path, bucket, remote):
+    """The learner writes its part where it runs; nothing of it passes the driver."""
+    uri = bucket if remote else str(tmp_path / "run")
+    driver = RunStore(uri)
+    if remote:
+        fsspec.filesystem("memory").pipe_file("/bucket/run-1/rl/state/4/state.json", b"of a dead attempt")
+    with driver.new_folder("rl/state/4") as (folder, part):
+        assert RunStore(uri).files("rl/state") == []
+        with written(f"{part}/learner.pt") as path:
+            path.write_bytes(b"weights")
+        (folder / "state.json").write_text("{}")
+    assert RunStore(uri).files("rl/state") == ["rl/state/4/learner.pt", "rl/state/4/state.json"]
+    assert (driver.local / "rl/state/4/learner.pt").exists() is not remote
+    with read_once(f"{uri}/rl/state/4/learner.pt") as path:
+        assert path.read_bytes() == b"weights"
+    driver.copy("rl/state/4", "rl/checkpoint")
+    assert RunStore(uri).files("rl/checkpoint") == ["rl/checkpoint/learner.pt", "rl/checkpoint/state.json"]
+    with pytest.raises(UserError, match="does not exist"), read_once(f"{uri}/rl/none"):
+        pass
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_is_half_written_is_not_listed(tmp_path, bucket, remote):
+    store = RunStore(bucket if remote else str(tmp_path / "run"))
+    with pytest.raises(RuntimeError), store.new_folder("rl/state/4") as (folder, _):
+        (folder / "state.json").write_text("{}")
+        assert store.files("rl/state") == []
+        raise RuntimeError("killed")
+    assert store.files("rl/state") == []
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_attempt_that_does_not_own_the_run_writes_nothing(tmp_path, bucket, remote):
+    uri = bucket if remote else str(tmp_path / "run")
+    store = RunStore(uri)
+    _write(store, "rl/best/1/manifest.json")
+    store.push("rl")
+
+    def fence():
+        raise stopping.SupersededError
+
+    stopping.set_fence(fence)
+    try:
+        for change in (
+            lambda: store.push("rl"),
+            lambda: store.keep_only("rl/best", []),
+            lambda: store.copy("rl/best/1", "rl/checkpoint"),
+            lambda: store.new_folder("rl/state/1").__enter__(),
+        ):
+            with pytest.raises(stopping.SupersededError):
+                change()
+    finally:
+        stopping.clear()
+    assert RunStore(uri).files("rl") == ["rl/best/1/manifest.json"]
+
+
+def test_processes_of_a_machine_can_share_what_they_fetch(bucket, tmp_path, monkeypatch):
+    """Catches: 15 GB for every policy server of a pod."""
+    _write(RunStore(bucket), "none")
+    writer = RunStore(bucket)
+    _write(writer, "shared/weights", "shared/manifest.json")
+    writer.push("shared")
+    monkeypatch.setenv("GRIPLINE_FETCHED", str(tmp_path / "fetched"))
+    first = fetch(f"{bucket}/shared")
+    assert first.is_relative_to(tmp_path) and (first / "weights").read_text() == "shared/weights"
+    _fetched.cache_clear()  # as in another process
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", None)
+    assert fetch(f"{bucket}/shared") == first
 
 
 def test_the_disk_here_that_is_full_is_not_blamed_on_the_store(bucket, monkeypatch):

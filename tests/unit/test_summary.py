@@ -8,11 +8,13 @@ from rich.console import Console
 
 from gripline.config import PromoteConfig
 from gripline.errors import UserError
+from gripline.statistics import bootstrap_difference_interval, detectable_difference
 from gripline.summary import (
     RunFacts,
     Seconds,
     Summary,
     compare,
+    compare_common,
     indifference_warnings,
     read_summary,
     summarise,
@@ -89,7 +91,12 @@ def test_the_file_keeps_its_promise_to_other_programs(tmp_path):
         "swapped_instruction_shared_scene",
     }
     assert {"difference": 0.5, "n": 60, "gained": 30, "lost": 0}.items() <= found["paired"]["iid"].items()
+    assert found["paired"]["iid"].keys() == {
+        *("difference", "ci95", "ci95_bootstrap", "p", "p_holm", "n", "gained", "lost", "detectable")
+    }
     assert found["paired"]["iid"]["p"] == pytest.approx(2 / 2**30)
+    assert found["paired"]["iid"]["ci95_bootstrap"] == list(bootstrap_difference_interval([(10, 0, 10)] * 3))
+    assert found["paired"]["iid"]["detectable"] == detectable_difference(60, 0.5)
     assert found["paired"]["ood"].keys() == {"camera", "light"}
     assert found["seconds"] == {"demos": 10, "sft": 20, "rl": 200, "eval": 40, "total": 280}
     assert found["promoted"] is True
@@ -114,6 +121,30 @@ def test_reading_is_strict(tmp_path):
     path.write_text(json.dumps(body))
     with pytest.raises(UserError, match=r"rl\.iid\.sucess: Extra inputs are not permitted"):
         read_summary(path)
+
+
+def test_a_summary_of_before_is_read(tmp_path):
+    """Catches a key that was added and is now asked for in every file."""
+    path = tmp_path / "summary.json"
+    write_summary(path, summary_of(evaluation(8), evaluation(18)))
+    body = json.loads(path.read_text())
+    old = json.dumps(body)
+    for difference in (body["paired"]["iid"], *body["paired"]["ood"].values()):
+        del difference["ci95_bootstrap"], difference["detectable"]
+    assert json.dumps(body) != old
+    path.write_text(json.dumps(body))
+    summary = read_summary(path)
+    assert summary.paired.iid.detectable is None
+    assert "| +50 [+38, +62] |  | – | <1e-4 |" in markdown(summary)
+
+
+def test_the_bootstrap_resamples_within_tasks():
+    """Catches tasks that are thrown together: one is always gained, one always lost, and nothing else is possible."""
+    before = episodes(OPEN, "iid", 0, 20) + episodes(CLOSE, "iid", 20, 20)
+    after = episodes(OPEN, "iid", 20, 20) + episodes(CLOSE, "iid", 0, 20)
+    difference = compare(before, after).iid
+    assert difference.ci95_bootstrap == (0.0, 0.0)
+    assert difference.ci95[0] < -0.2 < 0.2 < difference.ci95[1]
 
 
 def test_the_order_of_records_does_not_matter():
@@ -144,6 +175,14 @@ def test_other_episodes_are_not_compared():
     """Catches a paired test over lists that do not match."""
     with pytest.raises(UserError, match="not evaluated on the same episodes"):
         compare(episodes(OPEN, "iid", 5, 10), episodes(OPEN, "iid", 5, 11))
+
+
+def test_what_lists_have_in_common_is_compared():
+    """Catches pairs that are lost, or made of different episodes, where two runs were tested on different lists."""
+    found = compare_common(episodes(OPEN, "iid", 5, 10), episodes(OPEN, "iid", 12, 20) + episodes(CLOSE, "iid", 0, 9))
+    assert (found.iid.n, found.iid.gained, found.iid.lost) == (10, 5, 0)
+    with pytest.raises(UserError, match="no IID episode finished with both"):
+        compare_common(episodes(OPEN, "iid", 5, 10), episodes(CLOSE, "iid", 5, 10))
 
 
 def test_ood_p_values_are_corrected_for_their_number():
@@ -228,7 +267,8 @@ def test_the_table_says_every_number_once(capsys):
     printed = capsys.readouterr().out
     assert "40 [29, 53]" in printed
     assert "90 [80, 95]" in printed
-    assert "+50 [+38, +62]" in printed
+    assert "+50 [+38, +62]  26 <1e-4" in printed
+    assert "power 80 %" in printed
     assert "shared-scene tasks" in printed
     assert max(len(line) for line in printed.splitlines()) <= 80
     assert "…" not in printed
@@ -241,7 +281,9 @@ def test_the_headline_and_the_note():
         "(95 % CI +37.7 to +62.3, exact McNemar p < 0.0001)"
     )
     note = markdown(found)
-    assert "| **IID** | all tasks | 60 | 40 [29, 53] | 90 [80, 95] | +50 [+38, +62] | <1e-4 |" in note
+    row = "| **IID** | all tasks | 60 | 40 [29, 53] | 90 [80, 95] | +50 [+38, +62] | [+37, +63] | 26 | <1e-4 |"
+    assert row in note
+    assert "power 80 %" in note
     assert "**Promoted.**" in note
 
 
@@ -249,12 +291,22 @@ def test_metric_names_make_the_compare_page():
     """Catches renamed metrics: old runs and new ones must stand in the same row."""
     found = summary_of(evaluation(8), evaluation(18))
     metrics = policy_metrics(found.rl)
-    for name in ("iid", "ood/camera", "ablation/no_image", "ablation/swapped_instruction_shared_scene", f"task/{OPEN}"):
+    names = ["iid", "ood/camera", "ablation/no_image", "ablation/swapped_instruction_shared_scene"]
+    for name in (*names, f"task/{OPEN}", f"task/{OPEN}/ood/camera"):
         assert {f"eval/{name}/success", f"eval/{name}/ci_low", f"eval/{name}/ci_high"} <= metrics.keys()
     assert metrics["eval/iid/success"] == 0.9
     final = final_metrics(found)
-    assert (final["sft/iid/success"], final["rl/iid/success"], final["gain/iid"]) == (0.4, 0.9, 0.5)
-    assert final["gain/iid_p"] == pytest.approx(found.paired.iid.p, rel=0.01)
-    assert final["gain/ood/camera"] == 0.0
+    assert (final["sft/iid/success"], final["eval/iid/success"], final["gain/iid/difference"]) == (0.4, 0.9, 0.5)
+    assert {
+        "gain/iid/ci_low",
+        "gain/iid/ci_high",
+        "sft/ood/camera/success",
+        "sft/ablation/no_image/success",
+    } <= final.keys()
+    assert final["gain/iid/p"] == pytest.approx(found.paired.iid.p, rel=0.01)
+    assert final["gain/ood/camera/difference"] == 0.0
     assert (final["run/seconds_total"], final["run/promoted"]) == (280, 1)
-    assert next(iter(final)) == "gain/iid"
+    assert next(iter(final)) == "gain/iid/difference"
+    evaluated = {name: value for name, value in final.items() if name.startswith("eval/")}
+    assert evaluated.items() <= metrics.items()  # the pipeline's run and the evaluation's stand in the same row
+    assert f"eval/task/{OPEN}/ood/camera/success" not in evaluated

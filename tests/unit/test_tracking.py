@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,20 +29,9 @@ from gripline.tracking import (
 )
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """A migrated database to copy: making one takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    delivery.connect(f"sqlite:///{folder}/mlflow.db")
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def uri(tmp_path, empty_store, monkeypatch):
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "KFP_MLFLOW_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
+def uri(mlflow_uri):
+    return mlflow_uri
 
 
 @pytest.fixture
@@ -107,7 +95,7 @@ def test_a_stage_logs_everything_through_its_own_process(client, context, tmp_pa
         tracker.log_artifact(report, "report")
         tracker.log_table("episodes", [{"task": "push", "success": True}, {"task": "pull", "success": False}])
         tracker.log_figure("curve", Figure(figsize=(1, 1)))
-        tracker.log_metrics({"rl/iid/success": 0.95}, on="parent")
+        tracker.log_metrics({"eval/iid/success": 0.95}, on="parent")
         tracker.log_note("**fine**", on="parent")
         run_id = tracker.run_id
         tracker.end_parent()
@@ -123,7 +111,7 @@ def test_a_stage_logs_everything_through_its_own_process(client, context, tmp_pa
     table = json.loads(Path(client.download_artifacts(run_id, "episodes.json")).read_text())
     assert table == {"columns": ["task", "success"], "data": [["push", True], ["pull", False]]}
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "episodes.json", "type": "table"}]
-    assert (parent.info.status, parent.data.metrics) == ("FINISHED", {"rl/iid/success": 0.95})
+    assert (parent.info.status, parent.data.metrics) == ("FINISHED", {"eval/iid/success": 0.95})
     assert parent.data.tags["mlflow.note.content"] == "**fine**"
     assert not (Path(context.run_dir) / SPOOL_FOLDER).exists()
 
@@ -308,7 +296,9 @@ def test_in_a_task_of_the_kubeflow_plugin_its_runs_are_used(client, context, mon
     spool = spool_file(context, metrics_entry(0), {"op": "end", "on": "stage", "status": "FINISHED"})
     delivery.follow(spool, target(client, context), lambda _: False)
     assert steps(client, task.info.run_id, "loss") == [(0, 1.0)]
-    assert client.get_run(task.info.run_id).info.status == "RUNNING"
+    run = client.get_run(task.info.run_id)
+    assert run.info.status == "RUNNING"
+    assert (run.data.tags["gripline.stage"], run.data.tags["gripline.run_name"]) == ("rl", "run-1")  # to be found by
 
 
 def test_costs_are_added_and_lead_to_the_page_of_all_runs(client, context, uri):
