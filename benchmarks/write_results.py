@@ -1,14 +1,15 @@
-"""Put what `benchmarks/laptop.py` measured into the documents: tables between markers, and the picture.
+"""Put what the benchmarks measured into the documents: tables between markers, and the picture.
 
-    python benchmarks/write_results.py build/laptop.json
+    python benchmarks/write_results.py build/laptop.json build/rollout.json
 
 Filled in README.md and docs/results.md: whatever stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, for the
-names of `TABLES`. docs/result.png shows the run of the first seed.
+names of `TABLES` (of benchmarks/laptop.py) and `ROLLOUT_TABLES` (of benchmarks/rollout.py). docs/result.png shows the
+laptop run of the first seed.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,37 @@ AXES = (*VISUAL_AXES, *(axis for axis in OOD_AXES if axis not in VISUAL_AXES))
 def main() -> None:
     """Write the documents of the repository, or of `--root`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("json", type=Path, help="what benchmarks/laptop.py wrote")
+    parser.add_argument("json", type=Path, nargs="+", help="what benchmarks/laptop.py or benchmarks/rollout.py wrote")
     parser.add_argument("--root", type=Path, default=ROOT, help="where the documents are")
     arguments = parser.parse_args()
-    result = json.loads(arguments.json.read_text(encoding="utf-8"))
+    for path in arguments.json:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        tables = rollout_tables(result) if "rows" in result else laptop_tables(result)
+        for name in DOCUMENTS:
+            document = arguments.root / name
+            document.write_text(fill(document.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        if "runs" in result:
+            draw(Summary.model_validate(result["runs"][0]["summary"]), arguments.root / PICTURE)
+
+
+def laptop_tables(result: dict[str, Any]) -> dict[str, list[str]]:
+    """Marker -> lines, of what benchmarks/laptop.py wrote."""
     runs = [Summary.model_validate(run["summary"]) for run in result["runs"]]
-    for name in DOCUMENTS:
-        document = arguments.root / name
-        document.write_text(fill(document.read_text(encoding="utf-8"), result, runs), encoding="utf-8")
-    draw(runs[0], arguments.root / PICTURE)
+    return {name: render(result, runs) for name, render in TABLES.items()}
 
 
-def fill(text: str, result: dict[str, Any], runs: Sequence[Summary]) -> str:
+def rollout_tables(result: dict[str, Any]) -> dict[str, list[str]]:
+    """The same of benchmarks/rollout.py."""
+    return {name: render(result) for name, render in ROLLOUT_TABLES.items()}
+
+
+def fill(text: str, tables: Mapping[str, Sequence[str]]) -> str:
     """The document with every table that it has markers for."""
-    for name, render in TABLES.items():
+    for name, lines in tables.items():
         begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
         if begin in text:
             before, _, rest = text.partition(begin)
-            text = before + begin + "\n".join(render(result, runs)) + "\n" + end + rest.partition(end)[2]
+            text = before + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
     return text
 
 
@@ -116,6 +130,34 @@ TABLES: dict[str, Callable[[dict[str, Any], Sequence[Summary]], list[str]]] = {
     "laptop-axes": axis_table,
     "laptop-targets": target_table,
     "laptop-costs": cost_table,
+}
+"""Marker -> what is written there."""
+
+
+def rollout_table(result: dict[str, Any]) -> list[str]:
+    """One line for each case and engine."""
+    names = ("case", "engine", "useful steps/s", "efficiency", "without overhead", "env busy", "policy busy")
+    lines = [_row([*names, "steps after success"]), "|---|---|" + "--:|" * 6]
+    for row in result["rows"]:
+        cells = [row["case"], row["engine"].replace("_", "-"), f"{row['useful_steps_per_s']:,.0f}"]
+        simulated = f"{row['bound_s'] / row['simulated_s']:.2f}" if row["engine"] == "gripline" else ""
+        cells += [f"{row['efficiency']:.2f}", simulated, f"{row['env_busy']:.2f}", f"{row['policy_busy']:.2f}"]
+        lines.append(_row([*cells, f"{row['dead_steps']:,}"]))
+    return lines
+
+
+def rollout_targets(result: dict[str, Any]) -> list[str]:
+    """Every target with what was measured."""
+    lines = [_row(["target", "measured", ""]), "|---|---|---|"]
+    for verdict in result["verdicts"]:
+        reached = "reached" if verdict["reached"] else "**missed**"
+        lines.append(_row([f"{verdict['name']}: {verdict['target']}", verdict["measured"], reached]))
+    return lines
+
+
+ROLLOUT_TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "rollout": rollout_table,
+    "rollout-targets": rollout_targets,
 }
 """Marker -> what is written there."""
 

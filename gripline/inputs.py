@@ -5,7 +5,8 @@ from pathlib import Path
 
 from gripline import profiles
 from gripline.atomic import write_whole
-from gripline.config import Profile
+from gripline.cluster_config import ClusterConfig
+from gripline.config import Profile, RolloutConfig
 
 CHECKPOINT_FILE = "checkpoint.txt"
 PROFILE_FILE = "profile.yaml"
@@ -14,7 +15,10 @@ PROFILE_FILE = "profile.yaml"
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What decides a run's results. Two runs of equal inputs are the same run."""
+    """What decides a run's results. Two runs of equal inputs are the same run.
+
+    The sections `rollout` and `cluster` say only where and how fast work is done: a run may be continued with others.
+    """
 
     profile: Profile
     checkpoint_uri: str = ""
@@ -32,8 +36,14 @@ class RunInputs:
         """
         if not (folder / PROFILE_FILE).exists():
             return ""
-        difference = profiles.first_difference(self.profile, profiles.load(str(folder / PROFILE_FILE)))
+        recorded_profile = profiles.load(str(folder / PROFILE_FILE))
+        difference = profiles.first_difference(_deciding(self.profile), _deciding(recorded_profile))
         recorded = (folder / CHECKPOINT_FILE).read_text(encoding="utf-8")
         if not difference and recorded != self.checkpoint_uri:
             difference = f"the checkpoint is {self.checkpoint_uri or 'none'} here, {recorded or 'none'} there"
         return difference
+
+
+def _deciding(profile: Profile) -> Profile:
+    """Without what decides nothing."""
+    return profile.model_copy(update={"rollout": RolloutConfig(), "cluster": ClusterConfig()})

@@ -169,7 +169,7 @@ def mcnemar_power(n: int, gained_share: float, lost_share: float, alpha: float =
     share = min(1.0, gained_share + lost_share)
     if share == 0:
         return 0.0
-    spread = 10 * math.sqrt(n * share * (1 - share)) + 10  # further out lies less than 1e-16
+    spread = 8 * math.sqrt(n * share * (1 - share)) + 10  # further out lies less than 1e-10
     changed = np.arange(max(1, math.floor(n * share - spread)), min(n, math.ceil(n * share + spread)) + 1.0)
     weight = np.diff(bdtr(np.append(changed[0] - 1, changed), n, share))
     kept = _largest_kept(1 << n.bit_length(), alpha)[changed.astype(int)]
@@ -177,7 +177,8 @@ def mcnemar_power(n: int, gained_share: float, lost_share: float, alpha: float =
 
 
 def detectable_difference(n: int, discordance: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """The smallest true difference that the exact McNemar test on n pairs finds with this power; None if there is none.
+    """The smallest true difference that the exact McNemar test on n pairs finds with this power, to 0.0001; None if
+    there is none.
 
     discordance: share of episodes whose outcome differs between the policies. It is held fixed; beyond it, every
     changed episode is a gain, and the discordance is the difference itself.
@@ -189,7 +190,7 @@ def detectable_difference(n: int, discordance: float, alpha: float = 0.05, power
 
     if n == 0 or found(1.0) < power:
         return None
-    return _falling_root(lambda difference: power - found(difference), 0.0, 1.0, steps=16)
+    return _falling_root(lambda difference: power - found(difference), 0.0, 1.0, steps=14)
 
 
 def interquartile_mean(scores: np.ndarray) -> float:

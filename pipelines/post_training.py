@@ -88,14 +88,9 @@ def post_training(
     improved = rl(context=run, config=sections["rl"], cluster=where, policy=policy, splits=splits).after(passed)
     better = improved.outputs["improved_policy"]
     after = evaluate(stage_name="rl", policy=better, **testing)
+    results = {"sft_results": before.outputs["results"], "rl_results": after.outputs["results"]}
     decided = promote(
-        context=run,
-        config=sections["promote"],
-        splits=splits,
-        sft_policy=policy,
-        rl_policy=better,
-        sft_results=before.outputs["results"],
-        rl_results=after.outputs["results"],
+        context=run, config=sections["promote"], splits=splits, sft_policy=policy, rl_policy=better, **results
     )
 
     limits_h = {planned: 1, shown: 6, passed: 1, decided: 2} | dict.fromkeys((tuned, before, improved, after), LAUNCH_H)

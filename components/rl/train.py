@@ -31,7 +31,8 @@ def run(*, context: str, config: str, policy_uri: str, splits_path: str) -> dict
     stage = RlStage.model_validate_json(config)
     store = RunStore(run_context.run_dir)
     splits = Splits.read(splits_path)
-    fingerprint = digest(config, hash_at(policy_uri), *splits.hashes.values())
+    decides = stage.model_dump_json(exclude={"rollout"})  # how episodes are run changes none of them
+    fingerprint = digest(decides, hash_at(policy_uri), *splits.hashes.values())
     finished = StageResult.find(store, "rl", fingerprint)
     if finished is not None:
         progress.emit("rl", "note", text="already finished, kept")

@@ -17,6 +17,7 @@ from gripline.kube.cluster_checks import on_cluster
 from gripline.kube.findings import OK, UNKNOWN, WRONG, Finding
 from gripline.kube.placement import pods_of
 from gripline.kube.rayjob import Job, render, with_images
+from gripline.object_store import ObjectStore
 from gripline.store import is_local
 
 TIMEOUT_S = 20.0
@@ -116,24 +117,20 @@ def _store(uri: str) -> Finding:
         mend = "name a bucket that all pods reach, such as s3://bucket/runs"
         return Finding("store", WRONG, f"{uri} is a folder, which the pods of a cluster do not share", mend)
     try:
-        _within(TIMEOUT_S, lambda: _write_and_delete(f"{uri.rstrip('/')}/.gripline-probe-{uuid.uuid4().hex}"))
-    except FileNotFoundError as error:
-        return Finding("store", WRONG, f"{uri} does not exist: {_short(error)}", "make the bucket")
-    except ImportError as error:
-        return Finding("store", UNKNOWN, f"not checked: {_short(error)}", AGAIN)
-    except ValueError as error:  # fsspec's for a scheme that it does not know
-        return Finding("store", WRONG, f"{uri}: {_short(error)}", "name a store such as s3://bucket/runs")
-    except Exception as error:  # noqa: BLE001  each driver has errors of its own; the pods may still reach the store
-        return Finding("store", UNKNOWN, f"{uri} cannot be used from here: {_short(error)}", AGAIN)
+        _within(TIMEOUT_S, lambda: _write_and_delete(uri))
+    except TimeoutError as error:
+        return Finding("store", UNKNOWN, f"{uri} gives {error}", AGAIN)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError | ValueError):  # no such bucket, or scheme: so for the pods
+            return Finding("store", WRONG, f"{uri} {error.problem}", error.next_step)
+        return Finding("store", UNKNOWN, f"{uri} from here: {error.problem}", AGAIN)
     return Finding("store", OK, f"{uri} can be written")
 
 
 def _write_and_delete(uri: str) -> None:
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(uri)
-    filesystem.pipe_file(path, b"probe")
-    filesystem.rm_file(path)
+    store, name = ObjectStore(uri, patience_s=0), f".gripline-probe-{uuid.uuid4().hex}"
+    store.write(name, b"probe")
+    store.delete([name])
 
 
 def _mlflow(uri: str) -> Finding:

@@ -138,9 +138,7 @@ def _group(group: Json, where: str) -> Iterator[Refusal]:
 def _ray_start(group: Json) -> Iterator[Refusal]:
     start, section = group.get("rayStartParams"), section_of(group["template"])
     if start is None:
-        yield Refusal(
-            section, "rayStartParams is absent, on which some releases of KubeRay fail", "render it, if empty"
-        )
+        yield Refusal(section, "rayStartParams is absent, on which KubeRay fails", "render it, if empty")
         return
     if "labels" in start:
         yield Refusal(section, "rayStartParams must not have labels", "leave them out")

@@ -49,8 +49,8 @@ LONGEST_PING_S = 1.0
 """Replicas are few, and their death is seen by nobody else."""
 MORE_CALLS = 8
 """Of an env worker besides its episodes, such as `warm_up`."""
-POLICY_CALLS = 10_000
-"""Requests that a policy server may hold; more would wait where its own queue does not see them."""
+POLICY_CALLS = 100
+"""Calls that a policy server may hold; observations come another way."""
 ASK_TIMEOUT_S = 10.0
 
 
@@ -258,8 +258,8 @@ class Fleet:
                 changed_s = time.monotonic()
             elif self._actor(news.actor) is not None:
                 num_lost += 1
-                excused = self._shares.nodes_timeout_s > 0 and not isinstance(error, ray.exceptions.RayTaskError)
-                if not excused or num_lost > self._config.fault_budget:
+                died = isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed
+                if not (died and self._shares.nodes_timeout_s > 0) or num_lost > self._config.fault_budget:
                     raise error
                 (self.replace_worker if news.actor in self._workers else self.replace_replica)(news.actor)
         if self._slowest_reset_s >= self._config.reset_timeout_s:

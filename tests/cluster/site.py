@@ -263,7 +263,7 @@ class Step:
     def log(self) -> str:
         return "\n".join(line.text for line in self.lines)
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = 100.0) -> int:
         """The exit code."""
         code = self.process.wait(timeout_s)
         self._reader.join(5)
@@ -278,7 +278,7 @@ class Step:
             context=lambda: self.log,
         )
 
-    def until_running(self, timeout_s: float = 30.0) -> None:
+    def until_running(self, timeout_s: float = 60.0) -> None:
         """The driver plays, and its output arrives here."""
         self.until("of the played stage", timeout_s)
 

@@ -191,12 +191,14 @@ def test_what_a_deleted_run_started_goes_with_it(site: Site) -> None:
 
 
 def test_a_killed_launcher_is_followed_by_one_that_adopts(site: Site) -> None:
-    step = site.launch([["wait", 8], ["say", "the end"]])
+    """Before the driver gives up; it goes on for longer than that."""
+    script, cluster = [["wait", 30], ["say", "the end"]], {"orphan_after_s": 20.0}
+    step = site.launch(script, cluster=cluster)
     step.until_running()
     uid = site.uid(step)
     step.kill()
-    second = site.launch([["wait", 8], ["say", "the end"]])
-    second.until("of the played stage")
+    second = site.launch(script, cluster=cluster)
+    second.until_running()
     assert site.uid(second) == uid
     assert second.wait() == 0, second.log
     assert second.attempts() == 1 and "the end" in second.log
@@ -208,9 +210,9 @@ def test_two_launchers_of_one_stage_share_one_job(site: Site) -> None:
     step = site.launch([["wait", 8]])
     step.until_running()
     second = site.launch([["wait", 8]])
-    assert second.wait() == 0, second.log
     assert step.wait() == USER_ERROR, step.log
     said(step, "another launcher")
+    assert second.wait() == 0, second.log
     assert second.attempts() == 1
     ends_clean(site)
 

@@ -11,7 +11,7 @@ from cluster.site import Site, Step, nothing
 pytestmark = pytest.mark.cluster
 
 OFF_S = 100_000.0
-ORPHAN_AFTER_S = 6.0
+ORPHAN_AFTER_S = 8.0
 NETS = {
     "clean-up": {"orphan_after_s": OFF_S},
     "heartbeat": {"orphan_after_s": ORPHAN_AFTER_S},
@@ -22,24 +22,26 @@ NETS = {
 
 def test_each_net_alone(site: Site) -> None:
     """Catches: a net that only works together with another; and, by `none`, a test that could not fail."""
-    steps = {name: site.launch([["wait", OFF_S]], name=name, cluster=net) for name, net in NETS.items()}
-    for step in steps.values():
-        step.until_running()
-    killed_s = time.time()
+    steps: dict[str, Step] = {}
+    for name, net in NETS.items():
+        steps[name] = site.launch([["wait", OFF_S]], name=name, cluster=net)
+        steps[name].until_running()
     steps["clean-up"].terminate(then_kill_after_s=0.5)
     for name in ("heartbeat", "deadline", "none"):
         steps[name].kill()
-    took_s = {name: _end(site, steps[name], timeout_s) for name, timeout_s in
-              (("clean-up", 5), ("heartbeat", 20), ("deadline", 75))}  # fmt: skip
-    assert took_s["heartbeat"] >= ORPHAN_AFTER_S - 2, "it ended by something else"
-    assert time.time() - killed_s >= 45, "the deadline net ended by something else"
+    _end(site, steps["clean-up"], 10)
+    assert site.running(steps["heartbeat"]), "it ended by something else"
+    _end(site, steps["heartbeat"], 40)
+    assert site.running(steps["deadline"]), "it ended by something else"
+    _end(site, steps["deadline"], 80)
+    assert site.status(steps["deadline"])["reason"] == "DeadlineExceeded"
     assert (steps["heartbeat"].run_path / "played" / "stopped").exists(), "no checkpoint before the end"
     assert not (steps["deadline"].run_path / "played" / "stopped").exists()
     assert [line for line in site.running(steps["none"]) if line.startswith("driver")], "nothing was to end this one"
 
 
-def _end(site: Site, step: Step, timeout_s: float) -> float:
-    return nothing(lambda: site.running(step), f"what {step.run_name} started", timeout_s)
+def _end(site: Site, step: Step, timeout_s: float) -> None:
+    nothing(lambda: site.running(step), f"what {step.run_name} started", timeout_s)
 
 
 def test_a_store_that_cannot_be_read_is_no_lost_launcher(site: Site) -> None:
@@ -55,16 +57,6 @@ def test_a_store_that_cannot_be_read_is_no_lost_launcher(site: Site) -> None:
     hidden.rename(folder)
     assert step.wait() == 0, step.log
     assert step.attempts() == 1
-
-
-def test_a_new_launcher_takes_over_before_the_driver_gives_up(site: Site) -> None:
-    step = site.launch([["wait", 20]], cluster={"orphan_after_s": 10.0})
-    step.until_running()
-    step.kill()
-    time.sleep(4)
-    second = site.launch([["wait", 20]], cluster={"orphan_after_s": 10.0})
-    assert second.wait() == 0, second.log
-    assert second.attempts() == 1
 
 
 def test_a_job_that_gave_up_is_continued_by_the_next_launcher(site: Site) -> None:

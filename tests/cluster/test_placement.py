@@ -85,7 +85,7 @@ def test_objects_are_accepted(site: Site, name: str) -> None:
 
 
 def test_what_is_wrong_is_refused(site: Site) -> None:
-    """Catches: a server that takes unknown fields, a namespace that is not `restricted`; then the test above is blind."""
+    """Catches: a test above that is blind: unknown fields are taken, or the namespace is not `restricted`."""
     rendered = manifest(site)
     rendered["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["tolerance"] = []
     with pytest.raises(KubeError, match="tolerance"):

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # a folder of scripts, not a package
 
 from laptop import judge
-from write_results import DOCUMENTS, PICTURE, TABLES
+from write_results import DOCUMENTS, PICTURE, TABLES, fill, rollout_tables
 
 from gripline.config import PromoteConfig
 from gripline.splits import OOD_AXES
@@ -157,3 +157,19 @@ def test_the_documents_have_a_place_for_every_table() -> None:
     markers = [re.findall(r"<!-- (laptop[a-z-]*):begin -->", (ROOT / name).read_text()) for name in DOCUMENTS]
     ends = [re.findall(r"<!-- (laptop[a-z-]*):end -->", (ROOT / name).read_text()) for name in DOCUMENTS]
     assert markers == ends == [["laptop"], list(TABLES)]
+
+
+def test_rollout_tables_have_a_line_for_each_engine_and_target() -> None:
+    row = {"case": "jitter", "engine": "two_stage", "useful_steps_per_s": 1234.5, "efficiency": 0.456, "env_busy": 0.5}
+    row |= {"policy_busy": 0.25, "dead_steps": 31240, "seconds": 2.0, "bound_s": 1.0, "simulated_s": 1.25}
+    verdict = {"name": "transport", "target": "≤ 3 ms a chunk", "measured": "4.05 ms", "reached": False}
+    tables = rollout_tables({"rows": [row, row | {"engine": "gripline"}], "verdicts": [verdict]})
+    assert tables["rollout"][2:] == [
+        "| jitter | two-stage | 1,234 | 0.46 |  | 0.50 | 0.25 | 31,240 |",
+        "| jitter | gripline | 1,234 | 0.46 | 0.80 | 0.50 | 0.25 | 31,240 |",
+    ]
+    assert tables["rollout-targets"][2:] == ["| transport: ≤ 3 ms a chunk | 4.05 ms | **missed** |"]
+    for lines in tables.values():
+        assert len({line.count("|") for line in lines}) == 1
+    filled = fill("a\n<!-- rollout:begin -->\nold\n<!-- rollout:end -->\nb\n", tables)
+    assert filled.startswith("a\n<!-- rollout:begin -->\n| case") and filled.endswith("|\n<!-- rollout:end -->\nb\n")

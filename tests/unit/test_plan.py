@@ -178,6 +178,16 @@ def test_same_name_continues_the_same_run_and_refuses_another(tmp_path: Path, tr
         run_plan(tmp_path, seed=3)
 
 
+def test_a_run_is_continued_with_more_workers_and_other_time_limits(tmp_path: Path, tracking: FakeTracking) -> None:
+    """Catches: a run that ran into its deadline and is refused when it is started again with a longer one."""
+    run_plan(tmp_path)
+    changes = ["rollout.env_workers=2", "rollout.step_timeout_s=5", "cluster.overall_timeout_s=90000"]
+    longer = profiles.dump(profiles.load("smoke", changes))
+    assert ClusterConfig.model_validate_json(run_plan(tmp_path, profile=longer).cluster).overall_timeout_s == 90000
+    with pytest.raises(UserError, match=r"is a run of other inputs: rl.lr is 0.0001 here"):
+        run_plan(tmp_path, profile=profiles.dump(profiles.load("smoke", [*changes, "rl.lr=1e-4"])))
+
+
 def test_remote_store_holds_the_record(tmp_path: Path, tracking: FakeTracking) -> None:
     """Catches: a record that stays in the pod's own file system."""
     store = f"memory://{tmp_path.name}"

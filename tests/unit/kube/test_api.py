@@ -10,6 +10,7 @@ import pytest
 import urllib3
 from http_api import PODS, RAYJOBS, HttpApi, http_api
 
+from gripline.kube import api
 from gripline.kube.api import (
     ApiError,
     ConflictError,
@@ -20,13 +21,14 @@ from gripline.kube.api import (
     NotFoundError,
     RefusedError,
     UnavailableError,
+    connect,
 )
 
 
 @pytest.fixture
 def server() -> Iterator[HttpApi]:
-    with http_api() as api:
-        yield api
+    with http_api() as server:
+        yield server
 
 
 def make_client(url: str) -> KubeApi:
@@ -134,3 +136,19 @@ except UserError as error:
         [sys.executable, "-c", code], env={"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.startswith("kubernetes: no cluster is known") and done.stdout.count("\n") == 1, done.stderr
+
+
+def test_in_a_pod_the_service_account_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a token that expired, because it is read once."""
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(api, "SERVICE_ACCOUNT", tmp_path)
+    (tmp_path / "namespace").write_text("robots\n")
+    (tmp_path / "token").write_text("first")
+    found = connect()
+    assert (found.namespace, found._connection.host) == ("robots", "https://[fd00::1]:443")
+    assert found._connection.headers() == {"authorization": "Bearer first"}
+    (tmp_path / "token").write_text("second\n")
+    assert found._connection.headers() == {"authorization": "Bearer second"}
+    assert connect("others").namespace == "others"

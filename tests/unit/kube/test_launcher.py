@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_cluster import START_WALL_S, FakeClock, FakeCluster, make_pod, unschedulable, waiting
+from http_api import wait_for
 
 from gripline.cluster_config import ClusterConfig, Section
 from gripline.errors import UserError
@@ -109,7 +110,12 @@ GOOD = ((1, STARTING), (10, RUNNING), (60, DONE))
 
 
 def test_success(world: World) -> None:
+    def heart_beats_for(uid: str) -> bool:
+        beat = world.files.read(Heartbeat)
+        return beat is not None and (beat.launcher, beat.rayjob, beat.rayjob_uid) == ("this-launch", NAME, uid)
+
     world.operator(*GOOD)
+    world.at(30, lambda: wait_for(lambda: heart_beats_for("uid-1")))  # on a thread, which knows no fake clock
     world.at(59, world.finish)
     result = world.launcher().run()
     assert result.outputs["success"] == 0.5
@@ -121,8 +127,6 @@ def test_success(world: World) -> None:
     }
     assert world.cluster.objects == {}, "what has ended well is not left for a TTL"
     assert world.files.read(Request) == world.request
-    heartbeat = world.files.read(Heartbeat)
-    assert heartbeat is not None and (heartbeat.launcher, heartbeat.rayjob_uid) == ("this-launch", "uid-1")
     assert world.warnings == []
 
 

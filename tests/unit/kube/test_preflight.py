@@ -10,10 +10,12 @@ import fsspec
 import pytest
 
 from gripline.cluster_config import ClusterConfig
+from gripline.errors import UserError
 from gripline.kube import preflight
 from gripline.kube.api import ForbiddenError, NoSuchKindError, NotFoundError, UnavailableError
 from gripline.kube.cluster_checks import RIGHTS, on_cluster
 from gripline.kube.preflight import account_of_steps, by_name, everything
+from gripline.object_store import ObjectStore
 
 Json = dict[str, Any]
 IMAGES = {group: {"image": f"registry.example/{group}:1.0"} for group in ("head", "policy", "env")}
@@ -268,13 +270,14 @@ def test_a_folder_is_no_store_for_pods(uri: str) -> None:
 
 def test_an_unknown_scheme_is_wrong_and_an_unreachable_store_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a run refused because this machine has no credentials, which the pods have."""
-    assert named(store_uri="gopher://runs")["store"].startswith("✗")
+    line = named(store_uri="gopher://runs")["store"]
+    assert line.startswith("✗") and "Protocol not known" in line
 
     def fails(error: Exception) -> str:
-        def probe(uri: str) -> None:
-            raise error
+        def write(store: ObjectStore, name: str, content: bytes) -> None:
+            raise UserError(store.uri, "", f"cannot be used: {error}", "check it") from error
 
-        monkeypatch.setattr(preflight, "_write_and_delete", probe)
+        monkeypatch.setattr(ObjectStore, "write", write)
         return named(store_uri="s3://bucket/runs")["store"]
 
     assert fails(FileNotFoundError("The specified bucket does not exist")).startswith("✗")

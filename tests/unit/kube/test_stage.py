@@ -18,7 +18,7 @@ from gripline.kube.stage import environment, run_stage
 from gripline.stages import RunContext
 
 FUNCTION = "played_stage:run"
-HEAVY = ("torch", "ray", "mlflow", "transformers", "mujoco", "kfp", "scipy", "numpy", "matplotlib")
+HEAVY = ("torch", "ray", "mlflow", "transformers", "mujoco", "kfp", "scipy", "numpy", "matplotlib", "kubernetes")
 
 
 def make_context(folder: Path) -> str:
@@ -177,7 +177,7 @@ def test_launcher_is_light() -> None:
     """Catches: an import that costs the waiting step hundreds of megabytes on every cluster."""
     code = f"""
 import json, resource, sys
-import kubernetes.client, kubernetes.config
+import s3fs, urllib3
 import gripline.kube.stage, gripline.kube.launcher, gripline.kube.own_pod, gripline.kube.rayjob
 import gripline.kube.surroundings, gripline.rollout.shares
 heavy = [name for name in {HEAVY!r} if name in sys.modules]
