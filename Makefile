@@ -24,8 +24,8 @@ setup: .venv/ready ## virtual environment with pinned dependencies
 gl: setup ## a software renderer, where none works yet
 	@$(DRAWS) || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -q && apt-get install -y -q libegl1 libgl1-mesa-dri && $(DRAWS); \
-	  else echo "no renderer works; run: sudo apt-get install libegl1 libgl1-mesa-dri" >&2; exit 2; fi; }
+	    apt-get update -q && apt-get install -y -q libegl1 libgl1-mesa-dri libopengl0 && $(DRAWS); \
+	  else echo "no renderer works; run: sudo apt-get install libegl1 libgl1-mesa-dri libopengl0" >&2; exit 2; fi; }
 
 lint: setup ## style, types and the direction of imports
 	$(BIN)/ruff check .

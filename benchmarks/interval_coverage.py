@@ -28,7 +28,7 @@ PAIRED = {
     "+40 points": ((0.60, 0.05), (0.45, 0.05), (0.30, 0.05)),
 }
 """Truth -> for each of three tasks, the share of episodes gained, and lost."""
-PAIRED_NS = (60, 120, 420)
+PAIRED_NS = (30, 60, 120, 420)
 SEEDS_AND_TASKS = ((2, 3), (3, 3), (3, 10), (5, 3), (10, 10))
 SEED_SPREAD = 0.06
 """Standard deviation of a task's success over training seeds."""

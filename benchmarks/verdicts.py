@@ -41,7 +41,7 @@ def show_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
         said = "reached" if verdict.reached else "MISSED "
         target = f"{verdict.name} {verdict.relation} {verdict.limit:g}"
-        console.print(f"{said}  {target}: {verdict.measured:.3g} ({verdict.where})", highlight=False)
+        console.print(f"{said}  {target}: {verdict.measured:.3g} ({verdict.where})", highlight=False, soft_wrap=True)
 
 
 def machine() -> dict[str, str | int]:

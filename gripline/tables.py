@@ -134,9 +134,9 @@ def final_metrics(summary: Summary) -> dict[str, float]:
     """The numbers by which whole runs are compared, for the parent run: `gain/…`, `eval/…` of the RL policy under the
     names that an evaluation's own run has, and `sft/…` of the policy before.
 
-    MLflow's compare page sorts them by name; its plots begin with the first one of this dictionary, and its charts are
-    grouped by what stands before the last slash. Intervals of single tasks and of ablations are left to the
-    evaluations' runs.
+    MLflow's compare page sorts them by name and shows the first few, so ablations are not under `eval/` here; its plots
+    begin with the first one of this dictionary, and its charts are grouped by what stands before the last slash.
+    Intervals of single tasks and of ablations are left to the evaluations' runs.
     """
     iid = summary.paired.iid
     gain = {"difference": iid.difference, "ci_low": iid.ci95[0], "ci_high": iid.ci95[1]}
@@ -144,13 +144,12 @@ def final_metrics(summary: Summary) -> dict[str, float]:
     metrics["gain/iid/p"] = float(f"{iid.p:.3g}")
     metrics |= {f"gain/ood/{axis}/difference": round(each.difference, 4) for axis, each in summary.paired.ood.items()}
     for name, value in policy_metrics(summary.rl).items():
-        whole = name.startswith(("eval/iid/", "eval/ood/"))
-        metrics |= {name: value} if whole or (name.endswith("/success") and "/ood/" not in name) else {}
-    metrics |= {
-        f"sft/{name}/success": round(rate.success, 4)
-        for name, rate in named_rates(summary.sft).items()
-        if not name.startswith("task/")
-    }
+        is_task = name.startswith("eval/task/") and name.endswith("/success") and "/ood/" not in name
+        metrics |= {name: value} if is_task or name.startswith(("eval/iid/", "eval/ood/")) else {}
+    for policy, rates in (("rl", named_rates(summary.rl)), ("sft", named_rates(summary.sft))):
+        kinds = ("ablation/",) if policy == "rl" else ("ablation/", "iid", "ood/")
+        shown = {name: rate for name, rate in rates.items() if name.startswith(kinds)}
+        metrics |= {f"{policy}/{name}/success": round(rate.success, 4) for name, rate in shown.items()}
     metrics["run/promoted"] = float(summary.promoted)
     metrics |= {f"run/seconds_{name}": round(value, 1) for name, value in dict(summary.seconds).items()}
     return metrics | {"run/env_steps": float(summary.env_steps), "run/peak_memory_mb": round(summary.peak_memory_mb, 1)}

@@ -10,7 +10,7 @@ from gripline.errors import UserError
 RENDERERS = ("egl", "osmesa")
 """In the order in which they are tried."""
 VARIABLE = "MUJOCO_GL"
-PACKAGES = "libegl1 libgl1-mesa-dri"
+PACKAGES = "libegl1 libgl1-mesa-dri libopengl0"
 _PROBE = "import mujoco; c = mujoco.GLContext(16, 16); c.make_current(); c.free()"
 _PROBE_TIMEOUT_S = 60.0
 

@@ -76,10 +76,10 @@ class Kube:
         path.chmod(0o600)
         return path
 
-    def get(self, path: str, **query: str) -> Json | None:
+    def get(self, path: str) -> Json | None:
         """None where there is nothing."""
         try:
-            return self._call("GET", path, query=query)
+            return self._call("GET", path)
         except KubeError as error:
             if error.status == 404:
                 return None
@@ -108,6 +108,7 @@ class Kube:
             self._call("DELETE", path, body | ({} if grace_s is None else {"gracePeriodSeconds": grace_s}))
 
     def text(self, path: str, **query: str) -> str:
+        """What is no JSON, such as a log."""
         return self._request("GET", path, query=query).data.decode()
 
     def watch(self, path: str, resource_version: str) -> Iterator[tuple[str, Json]]:

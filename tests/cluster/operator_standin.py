@@ -71,12 +71,14 @@ class Operator:
 
     @contextmanager
     def _tolerant(self, item: Json) -> Iterator[None]:
-        """A conflict means that the copy was old: the next pass sees the new one."""
+        """A conflict means that the copy was old: the next pass sees the new one. So does the end of a namespace."""
         try:
             yield
-        except (KubeError, urllib3.exceptions.HTTPError, OSError) as error:
-            if not (isinstance(error, KubeError) and error.status in (404, 409)):
+        except KubeError as error:
+            if error.status not in (404, 409) and "being terminated" not in str(error):
                 self.problems.append(f"{item['metadata']['name']}: {error}")
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            self.problems.append(f"{item['metadata']['name']}: {error}")
 
     # --- RayJob ------------------------------------------------------------------------------------------------------
 

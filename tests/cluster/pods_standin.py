@@ -183,7 +183,7 @@ class HeadPods:
 
     def stop(self, pod: Json, job_id: str) -> bool:
         driver = self.head(pod).drivers.get(job_id)
-        return bool(driver) and driver.stop()
+        return driver is not None and driver.stop()
 
     def running(self, namespace: str, job: str) -> list[str]:
         """Submission ids of the drivers that live, of RayJobs whose name begins so."""

@@ -21,7 +21,7 @@ from cluster.kube import Json, Kube, Mirror
 from cluster.operator_standin import Operator
 from cluster.pods_standin import ROOT, Dashboard, HeadPods, Kubelet
 
-from gripline.kube.names import MANAGED_LABEL, RUN_LABEL, rayjob_name, slug
+from gripline.kube.names import MANAGED_LABEL, ROLE_LABEL, RUN_LABEL, rayjob_name, slug
 from gripline.stages import RunContext
 
 ACCOUNT = "gripline-launcher"
@@ -181,6 +181,11 @@ class Site:
         body = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": name}}
         return self.kube.create(f"/apis/argoproj.io/v1alpha1/namespaces/{self.namespace}/workflows", body)
 
+    def pods_of(self, step: "Step", role: str) -> list[Json]:
+        """A step's pods of one role: head, policy or env."""
+        selector = f"{RUN_LABEL}={slug(step.run_name)},{ROLE_LABEL}={role}"
+        return self.kube.items(paths.pods(self.namespace), selector)
+
     def pod_on(self, node: str) -> Json | None:
         """The first pod that is bound to a node."""
         found = self.kube.items(paths.pods(self.namespace))
@@ -234,17 +239,19 @@ class Step:
     """What differs from `SMALL_CLUSTER`."""
     kubeconfig: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
+    note: str = "a note"
     """Text of the stage's input file."""
+    run_dir: str = ""
+    """Empty: a folder of the site."""
 
     def __post_init__(self) -> None:
         self.folder = self.site.folder / f"{self.run_name}-{len(self.site.steps)}"
         self.folder.mkdir()
         self.run_path = self.site.folder / "store" / self.run_name
-        self.run_dir = str(self.run_path)
+        self.run_dir = self.run_dir or str(self.run_path)
         self.rayjob_name = rayjob_name(self.run_dir, self.run_name, self.job)
         self.returned, self.results = self.folder / "returned.json", self.folder / "results.txt"
-        (self.folder / "note.txt").write_text(self.note or "a note")
+        (self.folder / "note.txt").write_text(self.note)
         (self.folder / "spec.json").write_text(json.dumps(self._spec()))
         self.lines: list[Line] = []
         self.started_s = time.time()

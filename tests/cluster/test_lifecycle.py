@@ -17,7 +17,7 @@ from cluster.gateway import PASS, REFUSE, STALL, Gateway
 from cluster.kube import Json
 from cluster.site import SMALL, Site, Step, World, eventually, nothing
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 CRASHED, USER_ERROR = 1, 2
 LONG = ["wait", 600]
@@ -226,6 +226,44 @@ def test_a_rayjob_that_is_deleted_midway_is_no_success(site: Site) -> None:
     ends_clean(site)
 
 
+def test_lost_pods_are_replaced_and_the_job_goes_on(site: Site) -> None:
+    """Of a worker the stage may not even notice; a lost head is a new attempt of the same RayJob, and no failure."""
+    step = site.launch([LONG], [["say", "said by the second head"], QUICK])
+    step.until_running()
+    uid = site.uid(step)
+    for role in ("env", "head"):
+        (before,) = site.pods_of(step, role)
+        site.kube.delete(paths.pods(site.namespace, before["metadata"]["name"]))
+        eventually(
+            lambda role=role, old=before: [
+                pod for pod in site.pods_of(step, role) if pod["metadata"]["uid"] != old["metadata"]["uid"]
+            ],
+            f"another {role} pod",
+        )
+    step.until("said by the second head")
+    assert site.uid(step) == uid
+    assert step.wait() == 0, step.log
+    assert step.attempts() == 2
+    ends_clean(site)
+
+
+def test_what_the_operator_cannot_create_is_told(site: Site) -> None:
+    """Only an event of the RayCluster says it."""
+    step = site.launch([QUICK], cluster={"priority_class": "nobody-made-it"})
+    step.until("warn .*nobody-made-it")
+    step.terminate()
+    ends_clean(site)
+
+
+def test_an_unknown_kind_of_store(site: Site) -> None:
+    """Nothing is created before the store takes the job's files."""
+    step = site.launch([QUICK], run_dir="floppy://disk/runs/run")
+    assert step.wait() == USER_ERROR, step.log
+    said(step, "floppy")
+    assert site.left() == []
+
+
+@pytest.mark.slow
 def test_the_api_server_is_away_for_a_minute(site: Site) -> None:
     """First it hangs, then it is gone. The job knows nothing of it."""
     gateway = Gateway(site.kube.server)

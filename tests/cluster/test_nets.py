@@ -8,7 +8,7 @@ import time
 import pytest
 from cluster.site import Site, Step, nothing
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 OFF_S = 100_000.0
 ORPHAN_AFTER_S = 8.0
@@ -20,6 +20,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 def test_each_net_alone(site: Site) -> None:
     """Catches: a net that only works together with another; and, by `none`, a test that could not fail."""
     steps: dict[str, Step] = {}

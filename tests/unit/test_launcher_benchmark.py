@@ -16,7 +16,7 @@ EARLY = Killed(killed_after_s=0.3, had_rayjob=False, had_driver=False, clean_aft
 ORPHAN = Killed(killed_after_s=4.0, had_rayjob=True, had_driver=True, clean_after_s=60.0, orphan=True, left=("Pod p",))
 COSTS: dict[str, Any] = {
     "pss_mb": 150.0,
-    "import_s": [0.7, 1.0],
+    "import_s": {"file": [0.7, 1.0], "s3": [0.9]},
     "to_rayjob_s": [2.0, 3.0],
     "log_lag_s": {"max": 5.0, "median": 0.1, "of": "100 lines"},
 }
@@ -36,7 +36,7 @@ def test_every_target_can_be_reached() -> None:
     ("changes", "name"),
     [
         ({"pss_mb": 150.1}, "memory (PSS), MB"),
-        ({"import_s": [0.1, 1.1]}, "import, s"),
+        ({"import_s": {"file": [0.1], "s3": [0.1, 1.1]}}, "import, s"),
         ({"to_rayjob_s": [3.1, 0.1]}, "step start to RayJob, s"),
         ({"log_lag_s": {"max": 5.1, "median": 0.1, "of": "2 lines"}}, "log lag, s"),
     ],

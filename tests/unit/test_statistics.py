@@ -126,6 +126,7 @@ def test_paired_comparison_counts_gains_and_losses():
         paired_comparison([True], [])
 
 
+@settings(deadline=None, max_examples=25)  # statsmodels takes 0.07 s each
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_equals_statsmodels(p_values):
     """Catches a correction that is not monotone or that forgets the order of its input."""

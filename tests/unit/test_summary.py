@@ -310,3 +310,6 @@ def test_metric_names_make_the_compare_page():
     evaluated = {name: value for name, value in final.items() if name.startswith("eval/")}
     assert evaluated.items() <= metrics.items()  # the pipeline's run and the evaluation's stand in the same row
     assert f"eval/task/{OPEN}/ood/camera/success" not in evaluated
+    assert f"eval/task/{OPEN}/success" in evaluated
+    assert min(evaluated).startswith("eval/iid/")  # the compare page sorts by name and shows the first few
+    assert final["rl/ablation/no_image/success"] == 0.0

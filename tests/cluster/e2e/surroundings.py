@@ -41,9 +41,10 @@ class Servers:
         }
 
 
-def profile_text(images: dict[str, str]) -> str:
-    """profile.yaml with the images that were built."""
+def profile_text(images: dict[str, str], namespace: str = "") -> str:
+    """profile.yaml with the images that were built. namespace: of the RayJobs; empty: the launcher's own."""
     text = (ROOT / "tests/cluster/e2e/profile.yaml").read_text()
+    text = text.replace("cluster:\n", f"cluster:\n  namespace: '{namespace}'\n")
     for group, role in (("head", "policy"), ("policy", "policy"), ("env", "env-mujoco")):
         text = text.replace(f"  {group}: {{", f"  {group}: {{image: {images[role]}, ")
     return text

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from cluster.e2e.surroundings import BUCKET, CPU, ROOT, RT, SECRET, TRAIN, Servers, profile_text
+from cluster.e2e.surroundings import BUCKET, CPU, NAMESPACE, ROOT, RT, SECRET, TRAIN, Servers, profile_text
 from cluster.kube import Json, Kube, pods, rayclusters, rayjobs
 from cluster.site import eventually, nothing
 
@@ -57,7 +57,7 @@ def plan(name: str, images: dict[str, str], servers: Servers, folder: Path, chec
 
     splits = folder / f"{name}-splits.json"
     planned = components.plan.plan.run(
-        profile=profile_text(images),
+        profile=profile_text(images, NAMESPACE),
         run_name=name,
         job_id=name,
         seed=-1,
