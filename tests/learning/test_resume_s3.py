@@ -163,8 +163,8 @@ def test_an_outage_in_the_middle_costs_only_its_time(remote, tuned, server, monk
     assert outputs["iterations"] == 4 and len(_curve(remote[3])) == 4
 
 
-@pytest.mark.parametrize("at", [0, 3])
-def test_a_learner_that_is_lost_is_replaced_and_goes_back_to_the_last_state(remote, tuned, tmp_path, at, capsys):
+@pytest.mark.slow
+def test_a_learner_that_is_lost_is_replaced_and_goes_back_to_the_last_state(remote, tuned, tmp_path, capsys):
     """Catches: a policy pod whose loss ends the attempt, and takes the whole Ray cluster with it."""
     import ray
 
@@ -181,10 +181,9 @@ def test_a_learner_that_is_lost_is_replaced_and_goes_back_to_the_last_state(remo
             lambda self, engine, learner: (learners.append(learner), train(self, engine, learner))[1],
         )
 
-        def kill_once(stage, event, *, done=0, text="", **rest):
-            emit(stage, event, done=done, text=text, **rest)
-            first = "validation success before" in text if at == 0 else event == "advance" and done == at
-            if first and len(learners) == 1:
+        def kill_once(stage, event, *, done=0, **rest):
+            emit(stage, event, done=done, **rest)
+            if event == "advance" and done == 3 and len(learners) == 1:
                 ray.kill(learners[0])
 
         patch.setattr(progress, "emit", kill_once)
@@ -192,21 +191,3 @@ def test_a_learner_that_is_lost_is_replaced_and_goes_back_to_the_last_state(remo
     assert len(learners) == 2 and "learner or experience lost" in capsys.readouterr().out
     assert _curve(remote[3]) == _curve(str(tmp_path / "whole"))
     assert outputs["env_steps"] == whole["env_steps"]
-
-
-def test_a_learner_that_is_lost_again_and_again_ends_the_stage(remote, tuned, monkeypatch):
-    import ray
-
-    from components.rl import train as rl
-
-    tries = []
-
-    def train(self, engine, learner):
-        tries.append(learner)
-        ray.kill(learner)
-        ray.get(learner.weights.remote())
-
-    monkeypatch.setattr(rl.Trainer, "train", train)
-    with pytest.raises(ray.exceptions.RayActorError):
-        _rl(remote, tuned[2], remote[3])
-    assert len(tries) == rl.MAX_LOSSES + 1

@@ -150,7 +150,7 @@ class Learner:
 
 
 def weights_that_are_gone(folder: Path) -> None:
-    """They lay with the learner in the only policy pod. A new policy server cannot have them, however often it tries."""
+    """They lay with the learner in the only policy pod. A new policy server cannot have them, however often."""
     machines = Machines(head={"env": 2})
     pod = machines.add(policy=1, learner=1)
     config = CONFIG.model_copy(update={"env_workers": 2})

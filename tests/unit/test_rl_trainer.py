@@ -3,14 +3,17 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
 import pytest
 
+from components.rl import train as rl
 from components.rl.train import STARVING_LIMIT, Trainer
 from gripline import profiles, stopping
 from gripline.checkpoint import Contract, Manifest, Provenance, new_checkpoint, read_manifest
@@ -134,7 +137,7 @@ def attempt(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         run_dir: str,
         succeeds: Callable[[EpisodeSpec], bool],
         *,
-        learner: CountingLearner | None = None,
+        learner: CountingLearner | type[CountingLearner] = CountingLearner,
         after_iteration: Callable[[int], None] = lambda step: None,
         **changes: object,
     ) -> dict[str, Any]:
@@ -153,10 +156,71 @@ def attempt(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         stage = RlStage(env=profile.env, rollout=profile.rollout, rl=profile.rl, seed=1)
         store = RunStore(run_dir)
         log = MetricsLog(store.local / "rl" / "metrics.jsonl", lambda metrics, step: after_iteration(step))
-        trainer = Trainer(stage, context, store, str(tmp_path / "sft"), splits, "f", log)
-        return trainer.train(ScriptedEngine(succeeds), learner or CountingLearner())
+        make_trainer = partial(Trainer, stage, context, store, str(tmp_path / "sft"), splits, "f", log)
+
+        def actors(stage: RlStage, policy_uri: str) -> Any:
+            return nullcontext((ScriptedEngine(succeeds), learner() if isinstance(learner, type) else learner))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rl, "_actors", actors)
+            return rl._train(make_trainer, stage)[1]
 
     return train
+
+
+class MortalLearner(CountingLearner):
+    """Its machine is lost at these updates, counted over all learners."""
+
+    lost_at: ClassVar[set[int]] = set()
+    num_made = num_updates = 0
+    init_failed = False
+
+    def __init__(self) -> None:
+        type(self).num_made += 1
+        super().__init__()
+
+    def _update(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        import ray
+
+        type(self).num_updates += 1
+        if self.num_updates in self.lost_at:
+            raise ray.exceptions.RayActorError(actor_init_failed=self.init_failed)
+        return super()._update(*arguments, **options)
+
+
+@pytest.mark.parametrize("lost_at", [{1}, {4}, {2, 4, 5, 8}])
+def test_a_lost_learner_costs_the_iterations_since_the_last_state_and_no_more(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]], lost_at: set[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches: a policy pod whose loss ends the attempt; a curve with an iteration twice; a state that is skipped."""
+
+    class Learner(MortalLearner):
+        pass
+
+    Learner.lost_at = lost_at
+    changes = {"iterations": 6, "checkpoint_every": 2, "validate_every": 6}
+    outputs = attempt(str(tmp_path / "run"), lambda spec: spec.member == 0, learner=Learner, **changes)
+    assert outputs["iterations"] == 6 and Learner.num_made == len(lost_at) + 1
+    assert capsys.readouterr().out.count("learner or experience lost") == len(lost_at)
+    rows = read_metrics(tmp_path / "run" / "rl" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(6))
+    assert (tmp_path / "run" / "rl" / "state" / "iteration-000006" / "learner.pt").read_text() == "6"
+
+
+@pytest.mark.parametrize(("init_failed", "tries"), [(False, rl.MAX_LOSSES + 1), (True, 1)])
+def test_a_learner_that_is_lost_again_and_again_ends_the_stage(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]], init_failed: bool, tries: int
+) -> None:
+    """One that cannot even be built is not built again: it would fail for the same reason."""
+    import ray
+
+    class Learner(MortalLearner):
+        lost_at: ClassVar[set[int]] = set(range(100))
+
+    Learner.init_failed = init_failed
+    with pytest.raises(ray.exceptions.RayActorError):
+        attempt(str(tmp_path / "run"), lambda spec: spec.member == 0, learner=Learner, iterations=4)
+    assert Learner.num_made == tries
 
 
 @pytest.mark.parametrize(("success", "told"), [(True, "all episodes succeed"), (False, "all episodes fail")])
