@@ -3,11 +3,13 @@
 Each machine is a raylet of its own on this one, with the custom resources of a worker group's pod.
 """
 
+import json
 import os
+import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,7 +173,8 @@ def nobody_left(folder: Path) -> None:
     """The only env pod is lost and does not come back: one line, not a wait for ever."""
     machines = Machines(head={"policy": 1})
     only = machines.add(env=2)
-    with ray_cluster(CONFIG), start(folder) as engine:
+    config = CONFIG.model_copy(update={"reset_timeout_s": 8.0})  # which counts into the time to wait
+    with ray_cluster(config), start(folder, config) as engine:
         try:
             roll_out(engine, disturb=lambda: machines.kill(only))
         except UserError as error:
@@ -189,23 +192,32 @@ def nobody_left(folder: Path) -> None:
 
 
 def late_pods(folder: Path) -> None:
-    """The driver is there before any pod; without a policy pod it says so."""
+    """The driver is there before any policy pod: it waits for one, and says so if none comes."""
     machines = Machines()
-    thread = threading.Thread(target=lambda: (time.sleep(2), machines.add(env=2)))
-    thread.start()
+    machines.add(env=2)
     began_s = time.monotonic()
     try:
         with ray_cluster(CONFIG):
             raise AssertionError("it has no policy pod")
     except UserError as error:
-        assert "has only 0 of 1 'policy'" in error.line and "'env'" not in error.line, error.line
+        assert "has only 0 of 1 'policy'; " in error.line, error.line
     assert time.monotonic() - began_s >= 9
-    thread.join()
-    thread = threading.Thread(target=lambda: (time.sleep(2), machines.add(policy=1)))
-    thread.start()
-    with ray_cluster(CONFIG), start(folder) as engine:
+    os.environ[VARIABLE] = Shares(nodes_timeout_s=60.0).model_dump_json()
+    with joining_later(policy=1), ray_cluster(CONFIG), start(folder) as engine:
         roll_out(engine)
-    thread.join()
+
+
+@contextmanager
+def joining_later(**resources: float) -> Iterator[None]:
+    """A machine that needs some seconds to come."""
+    command = ["ray", "start", "--address", os.environ["RAY_ADDRESS"], "--num-cpus", "1", "--block"]
+    command += ["--resources", json.dumps(resources), "--object-store-memory", str(MEMORY)]
+    started = subprocess.Popen([str(Path(sys.executable).parent / command[0]), *command[1:]], stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        started.terminate()
+        started.wait()
 
 
 SCENARIOS = {each.__name__: each for each in (env_pods, policy_pods, weights_that_are_gone, nobody_left, late_pods)}

@@ -15,17 +15,9 @@ def _one_ray_cluster():
     """None in this process: each scenario has a cluster of its own."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        pytest.param("env_pods", marks=pytest.mark.slow),
-        pytest.param("policy_pods", marks=pytest.mark.slow),
-        "weights_that_are_gone",
-        "nobody_left",
-        "late_pods",
-    ],
-)
+@pytest.mark.parametrize("scenario", ["env_pods", "policy_pods", "weights_that_are_gone", "nobody_left", "late_pods"])
 def test_a_rollout_survives_what_happens_to_machines(scenario: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{HERE.parent}", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
     environment.pop("RAY_ADDRESS", None)
