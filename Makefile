@@ -1,7 +1,7 @@
 # Everything a person or CI runs. `make demo` is the shortest way to a result, `make check` what must pass before a commit.
 PYTHON ?= python3.11
 BIN := .venv/bin
-EXTRAS := sim,rl,tracking,pipelines,dev
+EXTRAS := sim,rl,tracking,pipelines,s3,gs,kube,dev
 DRAWS := $(BIN)/python -c 'from gripline.envs.gl import main; main()'
 export OMP_NUM_THREADS ?= 1
 

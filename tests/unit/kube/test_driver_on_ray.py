@@ -11,15 +11,28 @@ import pytest
 from gripline.kube.jobfiles import Heartbeat, JobFiles, Request, Result
 
 SUBMIT = """
-import os, sys, time
+import os, socket, sys, time
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+def agent():
+    # Ray's own choice is one port for all, which another cluster on this machine may have.
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return {"dashboard_agent_listen_port": free.getsockname()[1]}
+
 head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": 0, "resources": {"learner": 1, "policy": 1}}
-cluster = Cluster(initialize_head=True, head_node_args=head)
-cluster.add_node(num_cpus=1, resources={"env": 2})
+cluster = Cluster(initialize_head=True, head_node_args=head | agent())
+cluster.add_node(num_cpus=1, resources={"env": 2}, **agent())
 client = JobSubmissionClient("http://" + cluster.head_node.webui_url.removeprefix("http://"))
-job = client.submit_job(entrypoint=f"{sys.executable} -m gripline.kube.driver {sys.argv[1]} rl")
+job, give_up_s = None, time.monotonic() + 60
+while job is None:
+    try:
+        job = client.submit_job(entrypoint=f"{sys.executable} -m gripline.kube.driver {sys.argv[1]} rl")
+    except RuntimeError as error:  # machines report to the dashboard a while after they have started
+        if "No available agent" not in str(error) or time.monotonic() > give_up_s:
+            raise
+        time.sleep(0.5)
 while not client.get_job_status(job).is_terminal():
     time.sleep(0.5)
 print(client.get_job_status(job), client.get_job_logs(job)[-3000:])
