@@ -12,7 +12,7 @@ demo: setup gl ## set up, then demonstrations → SFT → RL → evaluation on t
 
 setup: .venv/ready ## virtual environment with pinned dependencies
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: Makefile pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; install it or set PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt pip uv
