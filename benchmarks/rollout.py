@@ -14,13 +14,12 @@ jitter        like success, and each chunk's cost is log-normal (sigma 0.5, the 
 images        like constant, with observations of 256 pixels
 slow_resets   like success, with resets of 2 s
 transport     what a chunk costs beyond its sleeps, with one slot and with eight slots on one worker
+calls         what one question and its answer cost, as a Ray call and over TCP
 metaworld     real simulators: the laptop profile's environment, with a small policy of random weights
 """
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -29,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from bounds import bounds
+from calls import calls
 from cost_model import CostModel
 from engine_runs import driver, metaworld, rollout_config, run_engine, schedule_alone, transport
 from references import Measured, Reference
 from rich.console import Console
 from rich.table import Table
 from simulation import best_first_come_s
+from verdicts import Verdict, at_least, at_most, machine, show_verdicts
 
 from gripline import profiles
 from gripline.atomic import write_whole
@@ -49,7 +50,7 @@ CASES = (
     CostModel("images", image_size_px=256),
     CostModel("slow_resets", success_rate=0.5, reset_s=2.0),
 )
-OTHERS = ("transport", "metaworld")
+OTHERS = ("transport", "calls", "metaworld")
 QUICK_CASES = ("constant", "proportional", "jitter", "transport")
 QUICK = {"env_workers": 2, "slots_per_worker": 4, "spare_slots": 1, "episodes": 16, "horizon_chunks": 4}
 OVERRIDES = {
@@ -86,16 +87,6 @@ class Row:
     simulated_s: float
     """Of a simulated schedule without overhead; its efficiency is bound_s over this."""
     episodes: int
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A target and what came out."""
-
-    name: str
-    target: str
-    measured: str
-    reached: bool
 
 
 def run_reference(model: CostModel, stages: int) -> Measured:
@@ -139,24 +130,21 @@ def verdicts(rows: list[Row], extra: dict[str, Any]) -> list[Verdict]:
     out = []
     for case, target in TARGETS.items():
         if (case, "gripline") in found:
-            value = found[case, "gripline"].efficiency
-            out.append(Verdict(f"efficiency, {case}", f"≥ {target:.2f}", f"{value:.3f}", value >= target))
+            out.append(at_least("efficiency", target, {case: found[case, "gripline"].efficiency}))
     if all(("jitter", engine) in found for engine in ENGINES):
         rates = {engine: found["jitter", engine].useful_steps_per_s for engine in ENGINES}
-        better = rates["gripline"] / max(rates["lockstep"], rates["two_stage"])
-        lockstep = rates["gripline"] / rates["lockstep"]
-        out.append(Verdict("jitter, over the better reference", "≥ 1.5 ×", f"{better:.2f} ×", better >= 1.5))
-        out.append(Verdict("jitter, over lock-step", "≥ 1.8 ×", f"{lockstep:.2f} ×", lockstep >= 1.8))
-    dead_steps = sum(each.dead_steps for each in rows if each.engine == "gripline")
+        times = {other: rates["gripline"] / rates[other] for other in ("lockstep", "two_stage")}
+        out.append(at_least("useful steps/s with jitter, times the better reference", 1.5, times))
+        out.append(at_least("useful steps/s with jitter, times lock-step", 1.8, {"lockstep": times["lockstep"]}))
     if rows:
-        out.append(Verdict("steps after success", "0", str(dead_steps), dead_steps == 0))
-    for measured in extra.get("transport", []):
-        name, value = f"transport, {measured['slots_per_worker']} slots per worker", measured["ms_per_chunk"]
-        out.append(Verdict(name, "≤ 3 ms a chunk", f"{value:.2f} ms", value <= 3))
+        dead_steps = {each.case: float(each.dead_steps) for each in rows if each.engine == "gripline"}
+        out.append(at_most("steps after success", 0, dead_steps))
+    if "transport" in extra:
+        measured = {f"{each['slots_per_worker']:g} slots": each["ms_per_chunk"] for each in extra["transport"]}
+        out.append(at_most("transport, ms a chunk", 3, measured))
     if "driver" in extra:
-        value = 1e3 / extra["driver"]["driver_cpu_ms_per_row"]
-        name = "driver, for 1,000 slots with episodes of 4 s"
-        out.append(Verdict(name, "≥ 250 rows per CPU second", f"{value:,.0f}", value >= 250))
+        rows_per_cpu_s = {"1,000 slots with episodes of 4 s": 1e3 / extra["driver"]["driver_cpu_ms_per_row"]}
+        out.append(at_least("driver, episodes per CPU second", 250, rows_per_cpu_s))
     return out
 
 
@@ -176,12 +164,10 @@ def show(console: Console, rows: list[Row], extra: dict[str, Any], judged: list[
     for name, values in extra.items():
         for line in values if isinstance(values, list) else [values]:
             shown = ", ".join(
-                f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value:,}" for key, value in line.items()
+                f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in line.items()
             )
             console.print(f"{name}: {shown}")
-    for verdict in judged:
-        mark = "[green]reached[/]" if verdict.reached else "[red]missed[/]"
-        console.print(f"{verdict.name}: {verdict.measured}, target {verdict.target}: {mark}")
+    show_verdicts(console, judged)
 
 
 def parse() -> argparse.Namespace:
@@ -233,6 +219,8 @@ def run_others(names: list[str], *, quick: bool, scale: bool) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if "transport" in names:
         out["transport"] = transport(chunks=16 if quick else 256)
+    if "calls" in names:
+        out["calls"] = calls(count=20 if quick else 500)
     if "metaworld" in names:
         with tempfile.TemporaryDirectory() as folder:
             out["metaworld"] = metaworld(Path(folder), episodes=8 if quick else 256)
@@ -253,13 +241,11 @@ def main() -> None:
     judged = verdicts(rows, extra)
     show(console, rows, extra, judged)
     body = {
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
+        "machine": machine(),
         "quick": arguments.quick,
         "cases": [asdict(model) | asdict(bounds(model)) for model in models],
         "rows": [asdict(each) for each in rows],
-        "verdicts": [asdict(verdict) for verdict in judged],
+        "targets": [asdict(verdict) for verdict in judged],
     }
     write_whole(arguments.json, json.dumps(body | extra, indent=1) + "\n")
 

@@ -47,7 +47,8 @@ def laptop_tables(result: dict[str, Any]) -> dict[str, list[str]]:
 
 def rollout_tables(result: dict[str, Any]) -> dict[str, list[str]]:
     """The same of benchmarks/rollout.py."""
-    return {name: render(result) for name, render in ROLLOUT_TABLES.items()}
+    there = [name for name in ROLLOUT_TABLES if name != "rollout-calls" or "calls" in result]
+    return {name: ROLLOUT_TABLES[name](result) for name in there}
 
 
 def fill(text: str, tables: Mapping[str, Sequence[str]]) -> str:
@@ -99,7 +100,7 @@ def axis_table(result: dict[str, Any], runs: Sequence[Summary]) -> list[str]:
     return lines
 
 
-def target_table(result: dict[str, Any], runs: Sequence[Summary]) -> list[str]:
+def target_table(result: dict[str, Any], runs: Sequence[Summary] = ()) -> list[str]:
     """Every target with the worst that was measured."""
     lines = [_row(["target", "measured", ""]), "|---|---|---|"]
     for verdict in result["targets"]:
@@ -146,18 +147,19 @@ def rollout_table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def rollout_targets(result: dict[str, Any]) -> list[str]:
-    """Every target with what was measured."""
-    lines = [_row(["target", "measured", ""]), "|---|---|---|"]
-    for verdict in result["verdicts"]:
-        reached = "reached" if verdict["reached"] else "**missed**"
-        lines.append(_row([f"{verdict['name']}: {verdict['target']}", verdict["measured"], reached]))
-    return lines
+def call_table(result: dict[str, Any]) -> list[str]:
+    """One line for each way and pause."""
+    lines = [_row(["way", "when", "small picture, ms", "256-px picture, ms"]), "|---|---|--:|--:|"]
+    ms: dict[tuple[str, str], list[str]] = {}
+    for call in result["calls"]:
+        ms.setdefault((call["way"], call["pause"]), []).append(f"{call['ms']:.1f}")
+    return [*lines, *(_row([*names, *cells]) for names, cells in ms.items())]
 
 
 ROLLOUT_TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "rollout": rollout_table,
-    "rollout-targets": rollout_targets,
+    "rollout-targets": target_table,
+    "rollout-calls": call_table,
 }
 """Marker -> what is written there."""
 

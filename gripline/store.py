@@ -48,7 +48,7 @@ class RunStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
         self._remote = None if is_local(uri) else ObjectStore(uri)
-        self.local = _local_path(self.uri) if self._remote is None else scratch_folder()
+        self.local = local_path(self.uri) if self._remote is None else scratch_folder()
 
     def files(self, name: str) -> list[str]:
         """The files of a folder of the run, by their names in the run, without what is still being written."""
@@ -107,7 +107,7 @@ class RunStore:
 
 def fetch(uri: str) -> Path:
     """A local file or folder with what `uri` names. Raises UserError when there is nothing."""
-    path = _local_path(uri) if is_local(uri) else _fetched(uri)
+    path = local_path(uri) if is_local(uri) else _fetched(uri)
     if not path.exists():
         raise UserError(uri, "", "does not exist", "give the path or URI of a checkpoint directory")
     return path
@@ -147,7 +147,7 @@ def read_once(uri: str) -> Iterator[Path]:
 def written(uri: str) -> Iterator[Path]:
     """A local path for the body to make a file or folder at; after it, that is at `uri`."""
     if is_local(uri):
-        yield _local_path(uri)
+        yield local_path(uri)
         return
     folder_uri, _, name = uri.rstrip("/").rpartition("/")
     with tempfile.TemporaryDirectory(prefix="gripline-") as folder:
@@ -155,7 +155,8 @@ def written(uri: str) -> Iterator[Path]:
         ObjectStore(folder_uri).upload(Path(folder) / name, name)
 
 
-def _local_path(uri: str) -> Path:
+def local_path(uri: str) -> Path:
+    """Of a URI that `is_local` calls local."""
     return Path(uri.removeprefix("file://"))
 
 

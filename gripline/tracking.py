@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 from gripline import credentials, progress, stopping
 from gripline.errors import UserError
 from gripline.stages import RunContext
-from gripline.store import RunStore, is_local
+from gripline.store import RunStore, is_local, local_path
 
 SPOOL_FOLDER = "mlflow-spool"
 FLUSH_TIMEOUT_S = 600.0
@@ -173,7 +173,7 @@ class Tracker:
     def register_policy(self, name: str, checkpoint: str, *, alias: str, tags: Mapping[str, str]) -> None:
         """Make the checkpoint (a directory, or a URI that is left where it is) a version of the registered model `name`
         and move `alias` to it."""
-        where = str(Path(checkpoint.removeprefix("file://")).resolve()) if is_local(checkpoint) else checkpoint
+        where = str(local_path(checkpoint).resolve()) if is_local(checkpoint) else checkpoint
         self._put("register", on="stage", name=name, checkpoint=where, alias=alias, tags=dict(tags))
 
     def end_parent(self, status: Status = "FINISHED") -> None:

@@ -181,11 +181,11 @@ def _run(options: argparse.Namespace) -> int:
     profile = profiles.load(options.profile, options.overrides, options.seed)
     from gripline import preflight
     from gripline.inputs import RunInputs
-    from gripline.store import is_local
+    from gripline.store import is_local, local_path
 
     checkpoint: str = options.checkpoint
     if checkpoint and is_local(checkpoint):
-        checkpoint = str(Path(checkpoint.removeprefix("file://")).absolute())
+        checkpoint = str(local_path(checkpoint).absolute())
     preflight.check(profile, checkpoint)
     for package, extra in NEEDED.items():
         if find_spec(package) is None:

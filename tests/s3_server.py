@@ -1,6 +1,7 @@
 """A server that speaks S3's protocol, as a process of its own, behind a door that can be shut: an outage."""
 
 import os
+import random
 import select
 import shutil
 import signal
@@ -12,6 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import fsspec
 
 WAIT_S = 60.0
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -25,13 +28,12 @@ class Door:
         self._listener: socket.socket | None = None
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self.port = 0
+        self.port = _free_port()
         self.open()
 
     def open(self) -> None:
         """Let connections through."""
         listener = socket.create_server(("127.0.0.1", self.port), reuse_port=False)
-        self.port = listener.getsockname()[1]
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
@@ -110,17 +112,27 @@ def running(log: Path, *, checks_credentials: bool = False) -> Iterator[S3Server
         while not _listens(port):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
+        _forget_connections()
         yield S3Server(process, port)
     finally:
+        _forget_connections()
         process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
 
 
+def _forget_connections() -> None:
+    """fsspec keeps file systems by their arguments, and the address is none of them: it comes from the environment."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
+    """Below those that the kernel gives to connections: while a door is shut, nobody else gets its port."""
+    for _ in range(100):
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def _listens(port: int) -> bool:

@@ -19,7 +19,7 @@ from gripline.errors import UserError
 from gripline.object_store import ObjectStore
 from gripline.rollout.shares import Shares
 from gripline.section import Section
-from gripline.store import digest, is_local
+from gripline.store import digest, is_local, local_path
 
 Name = Annotated[str, Field(pattern=r"^(in|out)/[A-Za-z0-9_.-]+$")]
 """Of a file or folder beside the entries."""
@@ -127,7 +127,7 @@ class JobFiles:
         self.uri = f"{run_dir.rstrip('/')}/jobs/{job}"
         self._folder: _Folder = ObjectStore(self.uri, patience_s=patience_s)
         if is_local(run_dir):
-            self._folder = _LocalFolder(Path(self.uri.removeprefix("file://")))
+            self._folder = _LocalFolder(local_path(self.uri))
 
     def read(self, kind: type[Kind]) -> Kind | None:
         """The entry of this kind; None if there is none."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 from gripline.errors import UserError
@@ -16,7 +15,7 @@ from gripline.kube.creation import FINAL
 from gripline.kube.jobfiles import Heartbeat, JobFiles
 from gripline.kube.names import JOB_LABEL, MANAGED_LABEL, ORPHAN_ANNOTATION, RUN_DIR_ANNOTATION
 from gripline.kube.surroundings import INSTALL_KUBERAY
-from gripline.store import is_local
+from gripline.store import is_local, local_path
 
 OURS = f"{MANAGED_LABEL}=gripline"
 HEARTBEATS_UNTIL_ORPHANED = 5
@@ -107,7 +106,7 @@ def _heartbeat(metadata: Object, read: Read) -> tuple[Heartbeat | None, str]:
     run_dir = metadata.get("annotations", {}).get(RUN_DIR_ANNOTATION, "")
     if not run_dir:
         return None, "it names no store"
-    if is_local(run_dir) and not Path(run_dir.removeprefix("file://")).exists():
+    if is_local(run_dir) and not local_path(run_dir).exists():
         return None, f"{run_dir} is a folder of another machine"
     try:
         return read(run_dir, metadata["labels"].get(JOB_LABEL, "")), ""

@@ -111,7 +111,8 @@ class PolicyClient:
             self._received(replica, body, arrays)
 
         def closed(connection: wire.Connection) -> None:
-            self._lose(replica)
+            if replica.connection is connection:  # not one that was given up before
+                self._lose(replica)
 
         try:
             address: wire.Address = await replica.handle.address.remote()
@@ -125,6 +126,9 @@ class PolicyClient:
         replica.connecting = None
         if replica.lost:
             connection.close()
+            return
+        if not connection.is_open:  # `closed` came before it was known
+            self._lose(replica)
             return
         replica.connection = connection
         batches, replica.backlog = replica.backlog, []

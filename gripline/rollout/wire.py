@@ -67,9 +67,9 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.writelines(_frame(body, arrays))
 
     def close(self) -> None:
-        """Close it; `closed` is called soon."""
+        """Close it, whatever was not sent yet; `closed` is called soon."""
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.BaseProtocol."""

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # a folder of scripts, not a package
 
 from laptop import judge
+from verdicts import at_most
 from write_results import DOCUMENTS, PICTURE, TABLES, fill, rollout_tables
 
 from gripline.config import PromoteConfig
@@ -162,13 +164,17 @@ def test_the_documents_have_a_place_for_every_table() -> None:
 def test_rollout_tables_have_a_line_for_each_engine_and_target() -> None:
     row = {"case": "jitter", "engine": "two_stage", "useful_steps_per_s": 1234.5, "efficiency": 0.456, "env_busy": 0.5}
     row |= {"policy_busy": 0.25, "dead_steps": 31240, "seconds": 2.0, "bound_s": 1.0, "simulated_s": 1.25}
-    verdict = {"name": "transport", "target": "≤ 3 ms a chunk", "measured": "4.05 ms", "reached": False}
-    tables = rollout_tables({"rows": [row, row | {"engine": "gripline"}], "verdicts": [verdict]})
+    verdict = asdict(at_most("transport, ms a chunk", 3, {"1 slot": 4.05, "8 slots": 2.0}))
+    calls = [{"way": "TCP", "pause": "back to back", "pixels": pixels, "ms": pixels / 64} for pixels in (64, 65536)]
+    rows = [row, row | {"engine": "gripline"}]
+    tables = rollout_tables({"rows": rows, "targets": [verdict], "calls": calls})
     assert tables["rollout"][2:] == [
         "| jitter | two-stage | 1,234 | 0.46 |  | 0.50 | 0.25 | 31,240 |",
         "| jitter | gripline | 1,234 | 0.46 | 0.80 | 0.50 | 0.25 | 31,240 |",
     ]
-    assert tables["rollout-targets"][2:] == ["| transport: ≤ 3 ms a chunk | 4.05 ms | **missed** |"]
+    assert tables["rollout-targets"][2:] == ["| transport, ms a chunk ≤ 3 | 4.05 (1 slot) | **missed** |"]
+    assert tables["rollout-calls"][2:] == ["| TCP | back to back | 1.0 | 1024.0 |"]
+    assert "rollout-calls" not in rollout_tables({"rows": rows, "targets": []})
     for lines in tables.values():
         assert len({line.count("|") for line in lines}) == 1
     filled = fill("a\n<!-- rollout:begin -->\nold\n<!-- rollout:end -->\nb\n", tables)

@@ -17,7 +17,6 @@ import pytest
 from gripline import delivery
 from gripline.credentials import redacted
 from gripline.errors import UserError
-from gripline.stages import RunContext
 from gripline.tracking import (
     SPOOL_FOLDER,
     default_tracking_uri,
@@ -32,26 +31,6 @@ from gripline.tracking import (
 @pytest.fixture
 def uri(mlflow_uri):
     return mlflow_uri
-
-
-@pytest.fixture
-def client(uri):
-    return delivery.connect(uri)
-
-
-@pytest.fixture
-def context(uri, tmp_path):
-    parent = ensure_parent(uri, "tests", "run-1", tags={"commit": "abc"}, params={"sft": {"lr": 0.001}})
-    return RunContext(
-        run_name="run-1",
-        run_dir=str(tmp_path / "run-1"),
-        tracking_uri=uri,
-        experiment="tests",
-        parent_run_id=parent,
-        profile_name="laptop",
-        seed=3,
-        split_hashes={"iid": "0123456789abcdef"},
-    )
 
 
 def child(client, context, stage):

@@ -4,31 +4,10 @@ import json
 
 import pytest
 
-from gripline import delivery, stopping
-from gripline.stages import RunContext
-from gripline.tracking import TAGS_VARIABLE, ensure_parent, stage_run
+from gripline import stopping
+from gripline.tracking import TAGS_VARIABLE, stage_run
 
 TAGS = {"gripline.attempt": "a1", "gripline.rayjob": "run-rl", "gripline.rayjob_uid": "u1", "kfp_run": "7"}
-
-
-@pytest.fixture
-def context(mlflow_uri, tmp_path):
-    parent = ensure_parent(mlflow_uri, "tests", "run-1", tags={}, params={})
-    return RunContext(
-        run_name="run-1",
-        run_dir=str(tmp_path / "run-1"),
-        tracking_uri=mlflow_uri,
-        experiment="tests",
-        parent_run_id=parent,
-        profile_name="laptop",
-        seed=3,
-        split_hashes={},
-    )
-
-
-@pytest.fixture
-def client(mlflow_uri):
-    return delivery.connect(mlflow_uri)
 
 
 def test_a_stages_run_says_which_attempt_of_which_rayjob_logged_it(client, context, monkeypatch):
