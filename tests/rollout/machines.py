@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 from rollout.fakes import FakePolicy, FaultyToy, episodes
@@ -50,7 +51,14 @@ class Machines:
         return self._cluster.add_node(num_cpus=1, resources=resources, object_store_memory=MEMORY)
 
     def kill(self, machine: Any) -> None:
+        """Nothing that ran on it is left: on a busy machine its actors notice late, and answer until then."""
+        (raylet,) = machine.all_processes["raylet"]
+        actors = psutil.Process(raylet.process.pid).children(recursive=True)
         self._cluster.remove_node(machine, allow_graceful=False)
+        for actor in actors:
+            with suppress(psutil.NoSuchProcess):
+                actor.kill()
+        assert not psutil.wait_procs(actors, timeout=30)[1]
 
 
 def start(folder: Path, config: RolloutConfig = CONFIG, pace_s: float = 0.03) -> RolloutEngine:
