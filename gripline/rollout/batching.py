@@ -115,17 +115,20 @@ class Batcher:
         return list(self._serving), math.inf
 
     def finished(self, seconds: float, now_s: float) -> None:
-        """The batch that `next_batch` gave is answered; computing it took so long."""
+        """The batch that `next_batch` gave is answered; computing it took so long. `replan` soon after."""
         for request in self._serving:
             self._answered_s.pop(request.slot, None)  # to the end of the order
             self._answered_s[request.slot] = now_s
         self._latencies.append((int(self._padded(np.array(len(self._serving)))), seconds))
-        self._curve = self._measured_curve()
         self._serving = []
         self._idle_since_s = now_s
+
+    def replan(self, now_s: float) -> None:
+        """Learn from what happened. It takes a millisecond, so do it when nobody waits for it."""
+        self._curve = self._measured_curve()
         self._think_W = np.sort(self._thinks)
         self._forget_ended(now_s)
-        self._plan = self._best_plan(len(self._answered_s) + len(self._waiting))
+        self._plan = self._best_plan(len(self._answered_s) + len(self._waiting) + len(self._serving))
 
     def _forget_ended(self, now_s: float) -> None:
         """A slot that thinks for longer than any did lately is not coming back: its worker has no more episodes."""

@@ -163,7 +163,7 @@ class PolicyServer:
         return asyncio.get_running_loop().run_in_executor(self._thread, act)
 
     async def _tell(self, batch: list[tuple[_Message, int]], computing: asyncio.Future[ActionBatch]) -> None:
-        """When a batch is computed, start the next one, then answer those who wait."""
+        """When a batch is computed, start the next one, answer those who wait, then think about what comes after."""
         assert self._serving_since_s is not None
         started_s, since_s, actions, error = time.time(), self._serving_since_s, None, ""
         try:
@@ -178,6 +178,8 @@ class PolicyServer:
             self._trace.append(TraceEvent("batch", self._name, started_s, started_s + seconds, str(len(batch))))
         self._serve()
         self._answer(batch, actions, error)
+        self._batcher.replan(time.monotonic())
+        self._serve()  # unless it was started above
 
     def _answer(self, batch: list[tuple[_Message, int]], actions: ActionBatch | None, error: str) -> None:
         for message, positions in _by_message(batch):

@@ -87,9 +87,9 @@ def test_a_file_in_the_way_of_the_folder_is_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def _no_large_files() -> Iterator[None]:
-    """The kernel refuses to let a file grow past 64 KiB, as a full disk would."""
+    """The kernel lets no file grow past 64 MiB, as a full disk would not; the log of the tests is one, too."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, handler)
@@ -104,13 +104,13 @@ def test_a_library_that_cannot_write_is_one_line(tmp_path: Path, library: str) -
         if library == "torch":
             import torch
 
-            torch.save({"weights": torch.zeros(2**16)}, path)
+            torch.save({"weights": torch.zeros(2**25)}, path)
         elif library == "safetensors":
             from safetensors.numpy import save_file
 
-            save_file({"weights": np.zeros(2**16)}, path)
+            save_file({"weights": np.zeros(2**24)}, path)
         else:
-            path.write_bytes(bytes(2**17))
+            path.write_bytes(bytes(2**27))
 
     with pytest.raises(UserError, match=r"File too large|the disk is full"), whole(tmp_path / "it") as temporary:
         save(temporary)

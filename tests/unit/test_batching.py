@@ -60,6 +60,7 @@ class Server(RuleBasedStateMachine):
     def finish(self, seconds: float) -> None:
         self.now_s += seconds
         self.batcher.finished(seconds, self.now_s)
+        self.batcher.replan(self.now_s)
         self.serving = []
 
     @invariant()
@@ -109,6 +110,9 @@ class Greedy:
     def finished(self, seconds: float, now_s: float) -> None:
         self.busy = False
 
+    def replan(self, now_s: float) -> None:
+        """It has no plan."""
+
 
 def closed_network(
     server: Batcher | Greedy,
@@ -132,6 +136,7 @@ def closed_network(
             asked_before.add(slot)
         elif kind == "done":
             server.finished(seconds, now_s)
+            server.replan(now_s)
             left -= len(serving)
             for answered in serving:
                 heapq.heappush(events, (now_s + think_s(), next(order), "ask", answered))
@@ -261,6 +266,7 @@ def test_colocated_waits_for_the_cap_until_nobody_else_can_come() -> None:
         batch, _ = batcher.next_batch(at_s)
         if batch:
             batcher.finished(0.004, at_s + 0.004)
+            batcher.replan(at_s + 0.004)
         return [request.slot for request in batch]
 
     ask(*range(8), at_s=0.0)
@@ -293,6 +299,7 @@ def test_resets_are_not_think_time() -> None:
                 now_s += affine(len(batch)) if batch else again_s
                 if batch:
                     batcher.finished(affine(len(batch)), now_s)
+                    batcher.replan(now_s)
         return batcher.cap
 
     assert cap(10.0) == cap(0.08) < 32
@@ -308,4 +315,5 @@ def test_modes_do_not_mix_and_none_starves() -> None:
         assert len({request.mode for request in batch}) == 1
         served.append([request.number for request in batch])
         batcher.finished(0.01, 0.0)
+        batcher.replan(0.0)
     assert served == [[0, 2, 4, 6], [1, 3, 5, 7], [8, 10], [9, 11]]
