@@ -165,7 +165,8 @@ class PolicyServer:
     async def _tell(self, batch: list[tuple[_Message, int]], computing: asyncio.Future[ActionBatch]) -> None:
         """When a batch is computed, start the next one, answer those who wait, then think about what comes after."""
         assert self._serving_since_s is not None
-        started_s, since_s, actions, error = time.time(), self._serving_since_s, None, ""
+        since_s, actions, error = self._serving_since_s, None, ""
+        started_s = time.time() - (time.monotonic() - since_s)
         try:
             actions = await computing
         except Exception as raised:  # noqa: BLE001  whatever it is, whoever waits for an answer must hear of it
