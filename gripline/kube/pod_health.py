@@ -13,6 +13,8 @@ from gripline.kube.names import ROLE_LABEL
 GRACE_S = 15.0
 """A pull that failed once is tried again after 10 s (kubelet's first back-off)."""
 TELL_AGAIN_S = 300.0
+USUAL_PROBES = 12
+"""So often the readiness probe may fail, every 5 s, while Ray starts."""
 CANNOT_START = {
     "ErrImagePull": "image",
     "ImagePullBackOff": "image",
@@ -71,7 +73,7 @@ class PodHealth:
         found = []
         for event in events:
             about = event["involvedObject"]
-            if about.get("name", "") in names and event["reason"] not in ("FailedScheduling", "Failed", "BackOff"):
+            if about.get("name", "") in names and not _is_usual(event):
                 message = " ".join(str(event.get("message", "")).split())
                 found.append(Trouble(False, f"{about['kind']} {about['name']}", str(event["reason"]), message))
         return [trouble for trouble in found if self._is_due(trouble, now_s)]
@@ -97,6 +99,13 @@ class PodHealth:
             return False
         self._told_s[key] = now_s
         return True
+
+
+def _is_usual(event: dict[str, Any]) -> bool:
+    """Told by the pods' status, or a pod that is just starting."""
+    if event["reason"] == "Unhealthy":
+        return str(event.get("message", "")).startswith("Readiness") and int(event.get("count", 1)) < USUAL_PROBES
+    return event["reason"] in ("FailedScheduling", "Failed", "BackOff")
 
 
 def _cannot_start(pod: dict[str, Any], reason: str, message: str, *, fatal: bool) -> Trouble:

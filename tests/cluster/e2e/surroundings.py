@@ -1,5 +1,6 @@
 """What the tests on real nodes stand on: names, and the servers on this machine that pods reach."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -92,10 +93,11 @@ def served(module: list[str], url: str, folder: Path) -> Iterator[None]:
     log_path = folder / f"{module[0]}.log"
     with log_path.open("wb") as log:
         command = [sys.executable, "-m", *module]
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else MLflow starts seven more processes
+        process = subprocess.Popen(command, env=quiet, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
         eventually(
-            lambda: process.poll() is None and answers(url), url, timeout_s=90, every_s=0.5, context=log_path.read_text
+            lambda: process.poll() is None and answers(url), url, timeout_s=300, every_s=0.5, context=log_path.read_text
         )
         yield
     finally:

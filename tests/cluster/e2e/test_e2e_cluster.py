@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cluster.e2e.beginning import milestones
 from cluster.e2e.surroundings import BUCKET, CPU, NAMESPACE, ROOT, RT, SECRET, TRAIN, Servers, profile_text
 from cluster.kube import Json, Kube, pods, rayclusters, rayjobs
 from cluster.site import eventually, nothing
 
 from gripline.checkpoint import checkpoint_hash, read_manifest
-from gripline.kube.names import JOB_LABEL, ROLE_LABEL, RUN_LABEL, rayjob_name, slug
+from gripline.kube.names import JOB_LABEL, LOG_CONTAINER, ROLE_LABEL, RUN_LABEL, rayjob_name, slug
 from gripline.stages import RunContext
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
-ITERATIONS = 6
+ITERATIONS = 16
 """Of profile.yaml."""
 RUN_S = 1200.0
 """For a whole job, on two cores that three nodes share."""
@@ -153,6 +154,14 @@ def ready(pod: Json) -> bool:
     return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"]["conditions"])
 
 
+def beginning_of(kube: Kube, namespace: str, planned: Planned) -> dict[str, float]:
+    """Of a job that has come as far as to run episodes."""
+    job, [head] = kube.get(rayjobs(namespace, planned.rayjob_name)), ray_pods(kube, namespace, planned, "head")
+    assert job is not None
+    log = kube.text(f"{pods(namespace, head['metadata']['name'])}/log", container=LOG_CONTAINER, timestamps="true")
+    return milestones(job, ray_pods(kube, namespace, planned), planned.run.run_dir, log)
+
+
 def left(kube: Kube, namespace: str, planned: Planned) -> list[str]:
     """What still takes resources."""
     found = (
@@ -183,6 +192,7 @@ class Done:
     """What was seen of a run whose env pod was deleted in its middle."""
 
     nodes: dict[str, set[str]]
+    beginning: dict[str, float]
     deleted: str
     replaced_by: set[str]
     outputs: Json
@@ -199,9 +209,10 @@ def done(kube: Kube, namespace: str, images: dict[str, str], planned: Planned) -
         found = {role: [pod for pod in ray_pods(kube, namespace, planned, role) if ready(pod)] for role in roles}
         return found if {role: len(each) for role, each in found.items()} == roles else None
 
-    running = eventually(all_ready, "Ray's pods", timeout_s=300, every_s=1, context=launcher.log)
+    running = eventually(all_ready, "Ray's pods", timeout_s=600, every_s=1, context=launcher.log)
     nodes = {role: {pod["spec"]["nodeName"] for pod in each} for role, each in running.items()}
     launcher.until(f"[rl] advance 1/{ITERATIONS}")
+    beginning = beginning_of(kube, namespace, planned)
     before = {pod["metadata"]["name"] for pod in running["env"]}
     deleted = sorted(before)[0]
     kube.delete(pods(namespace, deleted), grace_s=0)
@@ -210,11 +221,18 @@ def done(kube: Kube, namespace: str, images: dict[str, str], planned: Planned) -
         return {pod["metadata"]["name"] for pod in ray_pods(kube, namespace, planned, "env") if ready(pod)} - before
 
     replaced_by = eventually(new_env_pods, "another env pod", timeout_s=180, every_s=1, context=launcher.log)
-    yield Done(nodes, deleted, replaced_by, launcher.outputs(), launcher.log())
+    yield Done(nodes, beginning, deleted, replaced_by, launcher.outputs(), launcher.log())
 
 
 def test_every_pod_is_on_its_pool(done: Done) -> None:
     assert done.nodes == {"head": {CPU}, "policy": {TRAIN}, "env": {RT}}
+
+
+def test_the_first_episodes_come_soon(done: Done) -> None:
+    """What took how long is kept as build/cluster-start.json."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    (ROOT / "build" / "cluster-start.json").write_text(json.dumps(done.beginning, indent=1) + "\n")
+    assert done.beginning["first episodes are over"] < 600, done.beginning
 
 
 def test_a_lost_env_pod_is_replaced_and_the_run_goes_on(done: Done, planned: Planned) -> None:

@@ -26,7 +26,7 @@ from gripline.kube.names import MANAGED_LABEL
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(5400)]
 NAMESPACE = "kubeflow"
 RUN_S = 2400.0
-ITERATIONS = 6
+ITERATIONS = 16
 """Of profile.yaml."""
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 

@@ -190,6 +190,19 @@ def test_pods_find_the_ray_of_the_health_probes(target: str) -> None:
     assert {"aiohttp-cors", "opencensus"} <= names
 
 
+@pytest.mark.parametrize("target", ["policy", "env-mujoco", "step"])
+def test_packages_are_installed_before_what_changes_often(target: str) -> None:
+    """Catches: ten minutes of installing after each edit of a page or a module."""
+    steps = history(target)
+    last = max(index for index, (word, rest) in enumerate(steps) if word == "RUN" and "pip install" in rest)
+    copied = {name for word, rest in steps[:last] if word == "COPY" for name in rest.split()[:-1]}
+    assert {name for name in copied if Path(name).name != "__init__.py"} <= {
+        "pyproject.toml",
+        "constraints.txt",
+        "images/10_nvidia.json",
+    }
+
+
 @pytest.mark.parametrize("name", ["BASE", "ISAAC_BASE"])
 def test_bases_are_pinned_build_arguments(name: str) -> None:
     image, _, tag = ARGUMENTS[name].rpartition(":")

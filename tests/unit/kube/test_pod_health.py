@@ -87,3 +87,16 @@ def test_events_of_the_jobs_own_objects_are_told() -> None:
         "Pod env-1: FailedCreatePodSandBox: no runtime for nvidia is configured"
     ]
     assert health.warn_of(events, frozenset({"env-1"}), 10.0) == []
+
+
+def test_a_pod_that_is_just_starting_is_no_trouble() -> None:
+    """Ray takes seconds to answer the readiness probe: seen with KubeRay 1.7 in every single start."""
+
+    def unhealthy(probe: str, count: int) -> dict[str, Any]:
+        about = {"kind": "Pod", "name": "env-1"}
+        return {"involvedObject": about, "reason": "Unhealthy", "message": f"{probe} probe failed: …", "count": count}
+
+    ours = frozenset({"env-1"})
+    assert PodHealth().warn_of([unhealthy("Readiness", 3)], ours, 0.0) == []
+    assert PodHealth().warn_of([unhealthy("Readiness", 12)], ours, 0.0) != []
+    assert PodHealth().warn_of([unhealthy("Liveness", 1)], ours, 0.0) != []
