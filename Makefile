@@ -2,10 +2,13 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 EXTRAS := sim,rl,tracking,pipelines,s3,gs,kube,dev
+# Most tests wait most of the time. Those of a file stay together: they share Ray clusters, servers and checkpoints.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 DRAWS := $(BIN)/python -c 'from gripline.envs.gl import main; main()'
+BROWSES := command -v chromium || command -v chromium-browser || command -v google-chrome
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo setup gl lint format test test-quick check test-cluster images e2e-cluster e2e-kfp compile bench clean
+.PHONY: demo setup gl browser lint format test test-quick check test-cluster images e2e-cluster e2e-kfp compile bench clean
 
 demo: setup gl ## set up, then demonstrations → SFT → RL → evaluation on this machine, eight to fourteen minutes
 	$(BIN)/gripline run laptop
@@ -27,6 +30,12 @@ gl: setup ## a software renderer, where none works yet
 	    apt-get update -q && apt-get install -y -q libegl1 libgl1-mesa-dri libopengl0 && $(DRAWS); \
 	  else echo "no renderer works; run: sudo apt-get install libegl1 libgl1-mesa-dri libopengl0" >&2; exit 2; fi; }
 
+browser: ## a browser for the tests of pages, which are skipped without one: 155 MB to download on a bare Debian
+	@$(BROWSES) || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core && $(BROWSES); \
+	  else echo "no browser is installed; run: sudo apt-get install chromium fonts-dejavu-core" >&2; exit 2; fi; }
+
 lint: setup ## style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,10 +47,10 @@ format: setup
 	$(BIN)/ruff format .
 
 test: setup gl ## every test that needs no cluster and no GPU
-	$(BIN)/python -m pytest -m "not gpu and not cluster"
+	$(PYTEST) -m "not gpu and not cluster"
 
 test-quick: setup gl ## the same without the tests of more than a minute
-	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
+	$(PYTEST) -m "not slow and not gpu and not cluster"
 
 test-cluster: setup ## tests on a real Kubernetes API: KUBECONFIG's, if it is a test cluster, else one of simulated nodes
 	.ci/with-cluster $(BIN)/python -m pytest tests/cluster --ignore tests/cluster/e2e

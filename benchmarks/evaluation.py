@@ -5,6 +5,7 @@
 loading   seconds that a fresh process takes for results files of 10,000 episodes: read and counted, or compared
 coverage  the share of experiments with a known truth in which the 95 % intervals hold it, and how often the paired test
           sees a difference where there is none
+overhead  how much longer the evaluation stage takes than the bare rollouts of the same episodes on the same engine
 
 Printed and written: every figure, and for each target whether it was reached, with the worst that was measured.
 """
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from verdicts import Verdict, at_least, at_most, machine, show_verdicts
 
+from gripline import profiles
 from gripline.atomic import write_whole
 from gripline.results import write_results
 from gripline.splits import ABLATIONS, OOD_AXES
@@ -34,6 +36,9 @@ from gripline.types import EpisodeRecord, EpisodeSpec
 EPISODES = 10_000
 EXPERIMENTS = 2_000
 REPEATS = 3
+OVERHEAD_PROFILE, OVERHEAD_REPEATS = "laptop", 5
+OVERHEAD_SETTINGS: tuple[str, ...] = ()
+"""Such as "splits.iid_per_task=4"."""
 NUM_TASKS, LONGEST_CHUNKS, ACTION_DIM = 10, 40, 4
 COUNT = """
 from gripline.results import read_results
@@ -52,7 +57,8 @@ facts = RunFacts(
 )
 sft, rl = read_results("{sft}"), read_results("{rl}")
 summary = summarise(sft, rl, facts=facts, promote=PromoteConfig(), indifference_threshold=0.1)
-write_report(ReportData("made up", summary, "the handle moved"), "{folder}/report.html", "{folder}/report.md")
+data = ReportData("made up", summary, "the handle moved", sft_records=sft, rl_records=rl)
+write_report(data, "{folder}/report.html", "{folder}/report.md")
 """
 COMPARE = """
 from pipelines.cli import main
@@ -151,7 +157,18 @@ def judge_coverage(method: str, shares: dict[str, float]) -> list[Verdict]:
     ]
 
 
-PARTS: dict[str, Callable[[int], Part]] = {"loading": loading, "coverage": covering}
+def overhead(experiments: int) -> Part:
+    """Of an untrained policy on the lists of a shipped profile, in this process."""
+    import evaluation_overhead
+
+    profile = profiles.load(OVERHEAD_PROFILE, OVERHEAD_SETTINGS)
+    found = evaluation_overhead.measure(profile, OVERHEAD_REPEATS)
+    where = f"{found['episodes']:.0f} episodes of profile {OVERHEAD_PROFILE}"
+    share = {where: found[evaluation_overhead.OVERHEAD]}
+    return Part({where: found}, [at_most("evaluation stage over bare rollouts, %", 5, share)])
+
+
+PARTS: dict[str, Callable[[int], Part]] = {"loading": loading, "coverage": covering, "overhead": overhead}
 """Each takes the number of simulated experiments."""
 
 

@@ -59,6 +59,8 @@ class Provenance(_Value):
     data_hash: str = ""
     """Content hash of the demonstrations."""
     split_hashes: dict[str, str] = Field(default_factory=dict)
+    seen_states: dict[str, str] = Field(default_factory=dict)
+    """Initial states seen in training, its parents' included: `gripline.seen_states`. Empty: not known."""
     config: dict[str, JsonValue] = Field(default_factory=dict)
     """The configuration of the stage, as in the profile."""
     code_version: str = Field(default_factory=lambda: importlib.metadata.version("gripline"))

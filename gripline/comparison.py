@@ -60,6 +60,10 @@ class ComparedRun(_Part):
     seed: int | None
     mlflow_run_id: str
     success: dict[str, Success]
+    failures: dict[str, int] = {}
+    """Failed IID and OOD episodes by type; empty where only metrics are known, or episodes have no types."""
+    conduct: dict[str, float] = {}
+    """Means over IID episodes."""
 
 
 class Pairing(_Part):
@@ -178,9 +182,11 @@ def _distinct_names(evaluations: Sequence[Evaluation]) -> list[str]:
 
 def _compared_run(evaluation: Evaluation, name: str) -> ComparedRun:
     success = _from_metrics(evaluation.metrics)
+    failures, conduct = {}, {}
     if evaluation.records:
-        rates = named_rates(summarise_policy(evaluation.records))
-        success = {key: _success(rate) for key, rate in rates.items()}
+        policy = summarise_policy(evaluation.records)
+        success = {key: _success(rate) for key, rate in named_rates(policy).items()}
+        failures, conduct = policy.failures, policy.conduct
     if not success:
         raise UserError("", "", "has neither episodes nor metrics such as eval/iid/success", "name an evaluated run")
     return ComparedRun(
@@ -190,6 +196,8 @@ def _compared_run(evaluation: Evaluation, name: str) -> ComparedRun:
         seed=evaluation.seed,
         mlflow_run_id=evaluation.mlflow_run_id,
         success=success,
+        failures=failures,
+        conduct=conduct,
     )
 
 

@@ -3,15 +3,17 @@
 This module imports nothing heavy: a configuration error is answered before torch, Ray or MuJoCo are touched.
 """
 
-import math
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from gripline.cluster_config import ClusterConfig
+from gripline.guard_config import GuardConfig
 from gripline.section import Section
+from gripline.splits_config import Range, SplitsConfig, VariationConfig, shifts
 
-Range = Annotated[tuple[float, float], Field(description="low and high bound, low <= high")]
+GateAction = Literal["stop", "warn", "off"]
+"""What a gate does about what it finds; 'off' does not even look."""
 
 
 class EnvConfig(Section):
@@ -24,53 +26,6 @@ class EnvConfig(Section):
     renderer: Literal["auto", "osmesa", "egl"] = "auto"
     lean: bool = True
     """Skip what the stock simulator computes and nobody reads; a test shows equal success, step for step."""
-
-
-class VariationConfig(Section):
-    """How demonstrations and training episodes vary what the camera sees. Each is drawn per initial state."""
-
-    camera_m: float = Field(default=0.0, ge=0, le=0.3)
-    """Largest camera shift along each axis of its frame; it keeps aiming at the scene."""
-    light: Range = (1.0, 1.0)
-    colour: Range = (1.0, 1.0)
-    """Range of the gain on each colour channel."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        for name in ("light", "colour"):
-            low, high = self.light if name == "light" else self.colour
-            if not 0 < low <= high:
-                raise ValueError(f"{name}: low {low} and high {high} must satisfy 0 < low <= high")
-        return self
-
-
-class OodConfig(Section):
-    """The shifts that out-of-distribution episodes are tested under. Each lies outside of what training varied."""
-
-    camera_m: float = Field(default=0.06, gt=0, le=0.5)
-    light: float = Field(default=0.5, gt=0)
-    colour: tuple[float, float, float] = (0.75, 1.0, 1.2)
-
-
-class SplitsConfig(Section):
-    """How many initial states each list holds, per task. Lists are content-hashed and never overlap."""
-
-    seed: int = Field(default=0, ge=0)
-    """Decides the test lists alone, so that runs with different training seeds are tested on the same episodes."""
-    train_per_task: int = Field(default=1000, ge=1)
-    val_per_task: int = Field(default=16, ge=1)
-    iid_per_task: int = Field(default=40, ge=1)
-    ood_per_task: int = Field(default=20, ge=1)
-    """For each OOD axis."""
-    ablation_per_task: int = Field(default=20, ge=1)
-    """For each ablation; taken from the IID list, so that they compare pairwise. Not larger than iid_per_task."""
-    ood: OodConfig = OodConfig()
-
-    @model_validator(mode="after")
-    def _ablations_are_iid_episodes(self) -> Self:
-        if self.ablation_per_task > self.iid_per_task:
-            raise ValueError(f"ablation_per_task {self.ablation_per_task} exceeds iid_per_task {self.iid_per_task}")
-        return self
 
 
 class TinyConfig(Section):
@@ -234,6 +189,7 @@ class RlConfig(Section):
     learner_threads: int = Field(default=2, ge=1)
     logprob_tolerance: float = Field(default=1e-3, gt=0)
     """Before the first update: largest allowed gap between behaviour log-probs and the learner's own."""
+    guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -246,20 +202,52 @@ class RlConfig(Section):
 
 
 class EvalConfig(Section):
+    decoding: Literal["greedy", "sampled"] = "greedy"
+    """'sampled' draws actions, with noise that each episode's spec names: a rerun gives the same episodes."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampled decoding."""
+    samples: int = Field(default=1, ge=1, le=1000)
+    """Episodes from each listed initial state where decoding is sampled, each with noise of its own."""
     videos: int = Field(default=3, ge=0, le=20)
     """Episodes replayed for people to look at: a success and a failure of each kind first."""
     video_size_px: int = Field(default=320, ge=256, le=1024)
     indifference_threshold: float = Field(default=0.1, ge=0, le=1)
     """Success left without an input (image, text) above this share of the intact success raises a warning."""
 
+    @model_validator(mode="after")
+    def _greedy_episodes_are_all_the_same(self) -> Self:
+        if self.decoding == "greedy" and self.samples > 1:
+            raise ValueError(f"samples {self.samples}: greedy episodes do not differ; set eval.decoding to sampled")
+        return self
+
 
 class PromoteConfig(Section):
+    """When RL may start (`gate_…`), and when its policy is registered and becomes the champion (the rest)."""
+
     min_gain: float = Field(default=0.0, ge=0, le=1)
     """The lower 95 % bound of RL - SFT on IID must exceed this."""
     ood_tolerance: float = Field(default=0.1, ge=0, le=1)
-    """No OOD axis may fall by more than this."""
+    """All OOD episodes together: the lower 95 % bound of RL - SFT must stay above minus this. One axis: it must not
+    fall by more than this, where its 95 % interval shows that it falls at all."""
+    max_lost: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the IID episodes, and of each OOD axis, that may be lost to the simulator with either policy."""
+    conduct_tolerance: float | None = Field(default=None, ge=0)
+    """No measure of safety and smoothness may get worse by more than this share of SFT's. None: no such rule."""
     allow_indifferent: bool = False
     """Promote also a policy that keeps its success with a black image or a wrong instruction."""
+    replace_better_champion: bool = False
+    """Move the alias also from a version that succeeded more often on the same IID list."""
+    gate_head: GateAction = "stop"
+    """A policy with weights that training never reached, or whose actions do not depend on what it sees."""
+    gate_logprobs: GateAction = "stop"
+    """A policy that is served with other log-probs than the learner computes (`rl.logprob_tolerance`)."""
+    gate_fit: GateAction = "stop"
+    """An SFT policy that does far worse than its fit to the demonstrations lets expect."""
+    gate_success: GateAction = "stop"
+    """An IID success from which a 0/1 reward has nothing to teach."""
+    gate_fit_share: float = Field(default=0.1, ge=0, le=1)
+    """IID success must reach this share of fit × the expert's success; fit: 1 is exact, 0 as bad as a constant action.
+    Only what lies surely below counts: the upper end of the 95 % interval."""
     gate_min_success: float = Field(default=0.02, ge=0, le=1)
     """RL does not start when the SFT policy's IID success lies below: a sparse reward would never be seen."""
     gate_max_success: float = Field(default=0.98, ge=0, le=1)
@@ -320,17 +308,10 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _ood_lies_outside_of_training(self) -> Self:
-        ood = self.splits.ood
-        farthest_m = math.sqrt(2) * self.variation.camera_m  # training shifts fill a square, OOD shifts lie on a circle
-        if ood.camera_m <= farthest_m:
-            raise ValueError(
-                f"splits.ood.camera_m {ood.camera_m} lies within variation.camera_m {self.variation.camera_m}: "
-                f"an OOD shift must be larger than what training varies, here {farthest_m:.3f}"
-            )
-        low, high = self.variation.light
-        if low <= ood.light <= high:
-            raise ValueError(f"splits.ood.light {ood.light} lies within variation.light {low}…{high}")
-        low, high = self.variation.colour
-        if all(low <= gain <= high for gain in ood.colour):
-            raise ValueError(f"splits.ood.colour {ood.colour} lies within variation.colour {low}…{high}")
+        for shift in shifts(self.splits.ood, self.variation):
+            if shift.is_covered:
+                raise ValueError(shift.problem)
+        trained = sorted(set(self.splits.ood.unseen_tasks) & set(self.env.tasks))
+        if trained:
+            raise ValueError(f"splits.ood.unseen_tasks: {trained[0]!r} is a task of env.tasks, which the run trains")
         return self

@@ -1,8 +1,9 @@
 """The process that speaks MLflow: it carries a stage's spool file to the tracking server.
 
 `python -m gripline.delivery SPOOL.jsonl` follows the file until its stage has ended (which closes standard input),
-tells the stage `ready RUN_ID`, `refused …` or `delayed …` on standard output, and deletes what it has delivered. Files
-that earlier stages left behind are delivered too. How far one is delivered stands beside it in `<name>.delivered`.
+tells the stage `ready RUN_ID`, `refused …`, `delayed …` or `notice …` on standard output, and deletes what it has
+delivered. Files that earlier stages left behind are delivered too. How far one is delivered stands beside it in
+`<name>.delivered`.
 """
 
 import fcntl
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gripline.atomic import write_whole
+from gripline.champion import FORMER_TAG, reason_to_stay
 from gripline.credentials import redacted, with_credentials
 from gripline.errors import UserError
 from gripline.stages import RunContext
@@ -197,7 +199,20 @@ class Target:
                 self._client.log_artifacts(run_id, source, "policy")
                 source = f"{self._client.get_run(run_id).info.artifact_uri}/policy"
             version = self._client.create_model_version(name, source, run_id, tags=entry["tags"]).version
-        self._client.set_registered_model_alias(name, entry["alias"], version)
+        self._move_alias(entry, str(version))
+
+    def _move_alias(self, entry: Entry, version: str) -> None:
+        name, alias = entry["name"], entry["alias"]
+        aliases = {known: str(at) for known, at in self._client.get_registered_model(name).aliases.items()}
+        if alias in aliases and aliases[alias] != version:
+            former = aliases[alias]
+            tags = self._client.get_model_version(name, former).tags
+            stays = reason_to_stay(former, tags, entry["tags"], alias)
+            if stays and not entry.get("over_better", True):  # an older version's spool file says nothing
+                _answer("notice", f"{name} version {version} is {stays}")
+                return
+            self._client.set_model_version_tag(name, version, FORMER_TAG + alias, former)
+        self._client.set_registered_model_alias(name, alias, version)
 
 
 def follow(spool: Path, target: Target, stage_is_alive: Callable[[float], bool]) -> None:

@@ -30,6 +30,8 @@ MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 KFP_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 UNTRAINED = ("name", "description", "seed", "rollout", "eval", "promote", "tracking", "cluster")
 """What of a profile does not change the policy or what it is tested on, but for the seed: that is looked at apart."""
+SAMPLING = ("decoding", "temperature", "samples")
+"""Of the section `eval`: what sampled evaluations may differ in."""
 
 
 def tracking_uri(given: str, runs: Sequence[str]) -> str:
@@ -46,8 +48,8 @@ def tracking_uri(given: str, runs: Sequence[str]) -> str:
 def read_evaluation(run: str, policy: Policy, tracking: str) -> Evaluation:
     """The evaluation of a run's policy. Raises UserError when there is none, or it cannot be read.
 
-    run: folder or URI of a run, or of one evaluation in it (then `policy` is that evaluation's); MLflow run id of a
-    pipeline run or of an evaluation; KFP run id. tracking: MLflow's URI, used for ids only.
+    run: folder or URI of a run, or of one evaluation, in it or by itself (then `policy` is that evaluation's); MLflow
+    run id of a pipeline run or of an evaluation; KFP run id. tracking: MLflow's URI, used for ids only.
     """
     if "://" in run or Path(run).is_dir():
         return _from_folder(run, policy)
@@ -56,18 +58,22 @@ def read_evaluation(run: str, policy: Policy, tracking: str) -> Evaluation:
     raise UserError(run, "", "is no run folder, MLflow run id or KFP run id", "name one, such as runs/laptop-1")
 
 
-def _from_folder(run: str, policy: Policy) -> Evaluation:
+def _from_folder(run: str, policy: Policy, named: bool = False) -> Evaluation:
+    """named: the folder of this policy's evaluation was given."""
     parent, _, stage = run.rstrip("/").rpartition("/")
     if stage.startswith("eval-") and stage.removeprefix("eval-") in get_args(Policy):
-        return _from_folder(parent or ".", "sft" if stage == "eval-sft" else "rl")
+        return _from_folder(parent or ".", "sft" if stage == "eval-sft" else "rl", named=True)
     store = RunStore(run)
-    results = store.pull(f"eval-{policy}/{RESULTS_FILE}")
+    results, context_file = store.pull(f"eval-{policy}/{RESULTS_FILE}"), store.pull(CONTEXT_FILE)
+    other: Policy = "sft" if policy == "rl" else "rl"
+    if not results.exists() and not context_file.exists() and not named:  # of no pipeline: an evaluation of one policy
+        by_itself = store.pull(f"eval-{other}/{RESULTS_FILE}")
+        results, policy = (by_itself, other) if by_itself.exists() else (results, policy)
     if not results.exists():
         where = f"{run.rstrip('/')}/eval-{policy}/{RESULTS_FILE}"
         raise UserError(where, "", "no such results file", _other_policy(policy))
     records = _read(results, f"{run.rstrip('/')}/eval-{policy}/{RESULTS_FILE}")
-    context_file = store.pull(CONTEXT_FILE)
-    if not context_file.exists():  # somebody took only the results along
+    if not context_file.exists():  # or somebody took only the results along
         return Evaluation(name=Path(run).resolve().name, policy=policy, records=records)
     context = _context(context_file)
     return Evaluation(
@@ -194,7 +200,12 @@ def _settings_of_folder(store: RunStore) -> str:
 
 def _settings(params: Mapping[str, str], checkpoint_uri: str) -> str:
     """Equal for profiles, as a file has them or as MLflow keeps them, that train and test alike."""
-    trained = {name: value[:500] for name, value in params.items() if name.split(".")[0] not in UNTRAINED}
+    kept = SAMPLING if params.get("eval.decoding") == "sampled" else ()
+    trained = {
+        name: value[:500]
+        for name, value in params.items()
+        if name.split(".")[0] not in UNTRAINED or name.removeprefix("eval.") in kept
+    }
     return digest(json.dumps(trained, sort_keys=True), checkpoint_uri) if trained else ""
 
 

@@ -7,6 +7,9 @@ from gripline import profiles
 from gripline.atomic import write_whole
 from gripline.cluster_config import ClusterConfig
 from gripline.config import Profile, RolloutConfig
+from gripline.errors import UserError
+from gripline.guard_config import GuardConfig
+from gripline.store import RunStore
 
 CHECKPOINT_FILE = "checkpoint.txt"
 PROFILE_FILE = "profile.yaml"
@@ -17,12 +20,22 @@ PROFILE_FILE = "profile.yaml"
 class RunInputs:
     """What decides a run's results. Two runs of equal inputs are the same run.
 
-    The sections `rollout` and `cluster` say only where and how fast work is done: a run may be continued with others.
+    The sections `rollout` and `cluster` say only where and how fast work is done: a run may be continued with others,
+    and so it may with another `rl.guard`, unless that changes what is learned.
     """
 
     profile: Profile
     checkpoint_uri: str = ""
     """Empty: the run begins with SFT."""
+
+    @classmethod
+    def read(cls, store: RunStore) -> "RunInputs":
+        """What a run's folder was begun with. Raises UserError where that is not recorded."""
+        profile, checkpoint = store.pull(PROFILE_FILE), store.pull(CHECKPOINT_FILE)
+        for name, path in ((PROFILE_FILE, profile), (CHECKPOINT_FILE, checkpoint)):
+            if not path.exists():
+                raise UserError(f"{store.uri}/{name}", "", "is missing", "name a run's folder, or copy it again, whole")
+        return cls(profiles.load(str(profile)), checkpoint.read_text(encoding="utf-8"))
 
     def write(self, folder: Path) -> None:
         """Leave the record in a run folder, each file whole or not at all. Raises UserError where that fails."""
@@ -46,4 +59,5 @@ class RunInputs:
 
 def _deciding(profile: Profile) -> Profile:
     """Without what decides nothing."""
-    return profile.model_copy(update={"rollout": RolloutConfig(), "cluster": ClusterConfig()})
+    rl = profile.rl if profile.rl.guard.decides else profile.rl.model_copy(update={"guard": GuardConfig()})
+    return profile.model_copy(update={"rl": rl, "rollout": RolloutConfig(), "cluster": ClusterConfig()})

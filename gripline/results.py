@@ -42,6 +42,10 @@ class ResultsWriter:
         """Those of `specs`, in order, that have no record yet or only one of an infra error."""
         return [spec for spec in specs if not self._has_outcome(spec.key)]
 
+    def error_of(self, spec: EpisodeSpec) -> str:
+        """What the simulator failed with in this episode; empty if it did not."""
+        return self._records[spec.key].error
+
     def append(self, record: EpisodeRecord) -> None:
         """Add a finished episode; it outlives this process. Raises UserError when the disk does not take it."""
         if self._has_outcome(record.spec.key):

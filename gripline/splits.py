@@ -1,12 +1,12 @@
 """Which episodes train, which validate, which test: content-hashed lists that never share an initial state.
 
 The test lists (IID, OOD) depend on `splits.seed` only, so that runs with different training seeds are tested on the
-same episodes; the train and validation lists depend on the run's seed too and avoid every tested state.
+same episodes; the train and validation lists depend on the run's seed too and avoid every tested state. What an OOD
+axis changes is in `gripline.axes`; switching one on leaves the episodes of all others as they are.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -15,12 +15,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from gripline.atomic import write_whole
-from gripline.config import EnvConfig, SplitsConfig, VariationConfig
+from gripline.axes import AXES, check_axes, draw_changes
+from gripline.config import EnvConfig
 from gripline.envs.suites import swapped_instruction, task_info
 from gripline.errors import UserError
+from gripline.splits_config import OOD_AXES, Axis, SplitsConfig, VariationConfig
 from gripline.types import EpisodeSpec, Perturbation, Split
 
-OOD_AXES = ("position", "camera", "light", "colour", "paraphrase")
 VISUAL_AXES = ("camera", "light", "colour")
 ABLATIONS = ("no_image", "no_instruction", "swapped_instruction")
 _SEED_LIMIT = 2**31 - 1
@@ -100,26 +101,37 @@ class SplitSource(Protocol):
 
 
 def build_splits(profile: SplitSource) -> Splits:
-    """Draw every list of a profile. The same profile gives the same lists in every process and on every machine."""
+    """Draw every list of a profile. The same profile gives the same lists in every process and on every machine.
+
+    Raises UserError for tasks, axes and textures that the suite does not have.
+    """
     env, sizes = profile.env, profile.splits
     for task in env.tasks:
         task_info(env.suite, task)
+    check_axes(env.suite, env.tasks, sizes.ood)
     lists: dict[str, list[EpisodeSpec]] = {name: [] for name in Splits.NAMES}
     for position, task in enumerate(env.tasks):
         test = np.random.default_rng([sizes.seed, position, 1])
         num_tested = sizes.iid_per_task + len(OOD_AXES) * sizes.ood_per_task
         tested = _distinct_seeds(test, num_tested, avoid=frozenset())
         own = np.random.default_rng([sizes.seed, profile.seed, position, 2])
-        trained = _distinct_seeds(own, sizes.train_per_task + sizes.val_per_task, avoid=frozenset(tested))
         iid = [_spec(env, task, seed, "iid", "iid") for seed in tested[: sizes.iid_per_task]]
+        ood = _default_ood_specs(profile, task, tested[sizes.iid_per_task :], test)
+        for axis in AXES:
+            if axis in sizes.ood.axes and axis not in OOD_AXES and axis != "unseen_task":
+                ood += _further_ood_specs(profile, axis, task, avoid=frozenset(tested))
+        tested += [spec.init_seed for spec in ood]
+        trained = _distinct_seeds(own, sizes.train_per_task + sizes.val_per_task, avoid=frozenset(tested))
         lists["iid"] += iid
-        lists["ood"] += _ood_specs(profile, task, tested[sizes.iid_per_task :], test)
+        lists["ood"] += ood
         lists["ablations"] += _ablation_specs(env, iid[: sizes.ablation_per_task])
         lists["train"] += [
             _spec(env, task, seed, "train", "train", perturbation=draw_variation(profile.variation, own))
             for seed in trained[: sizes.train_per_task]
         ]
         lists["val"] += [_spec(env, task, seed, "val", "val") for seed in trained[sizes.train_per_task :]]
+    for task in sizes.ood.unseen_tasks:
+        lists["ood"] += _further_ood_specs(profile, "unseen_task", task, avoid=frozenset())
     return Splits(lists)
 
 
@@ -141,27 +153,31 @@ def _spec(env: EnvConfig, task: str, init_seed: int, split: Split, axis: str, **
     return EpisodeSpec.model_validate(fields | changes)
 
 
-def _ood_specs(profile: SplitSource, task: str, seeds: list[int], rng: np.random.Generator) -> list[EpisodeSpec]:
+def _default_ood_specs(
+    profile: SplitSource, task: str, seeds: list[int], rng: np.random.Generator
+) -> list[EpisodeSpec]:
+    """Episodes of the axes that are tested by default. Those switched off are drawn as well, and then left out."""
     env, size, ood = profile.env, profile.splits.ood_per_task, profile.splits.ood
-    paraphrases = task_info(env.suite, task).paraphrases
     specs: list[EpisodeSpec] = []
     for number, axis in enumerate(OOD_AXES):
         for index, seed in enumerate(seeds[number * size : (number + 1) * size]):
-            angle = rng.uniform(0, 2 * math.pi)
-            change: dict[str, object]
-            if axis == "position":
-                change = {"region": "outside"}
-            elif axis == "camera":
-                offset = (round(ood.camera_m * math.cos(angle), 4), round(ood.camera_m * math.sin(angle), 4), 0.0)
-                change = {"perturbation": Perturbation(camera_offset_m=offset)}
-            elif axis == "light":
-                change = {"perturbation": Perturbation(light_gain=ood.light)}
-            elif axis == "colour":
-                change = {"perturbation": Perturbation(colour_gain=ood.colour)}
-            else:
-                change = {"instruction": paraphrases[index % len(paraphrases)]}
-            specs.append(_spec(env, task, seed, "ood", axis, **change))
+            changes = draw_changes(axis, ood, env.suite, task, index, rng)
+            if axis != "camera":
+                rng.random()  # each episode takes one number, of which only the camera makes use
+            if axis in ood.axes:
+                specs.append(_spec(env, task, seed, "ood", axis, **changes))
     return specs
+
+
+def _further_ood_specs(profile: SplitSource, axis: Axis, task: str, *, avoid: frozenset[int]) -> list[EpisodeSpec]:
+    """Episodes of an axis that a profile switched on, from a generator that no other axis or task draws from."""
+    env, sizes = profile.env, profile.splits
+    rng = np.random.default_rng([sizes.seed, int.from_bytes(f"{axis} {task}".encode())])
+    seeds = _distinct_seeds(rng, sizes.ood_per_task, avoid)
+    return [
+        _spec(env, task, seed, "ood", axis, **draw_changes(axis, sizes.ood, env.suite, task, index, rng))
+        for index, seed in enumerate(seeds)
+    ]
 
 
 def _ablation_specs(env: EnvConfig, iid: list[EpisodeSpec]) -> list[EpisodeSpec]:

@@ -14,10 +14,9 @@ from gripline.config import (
     RlConfig,
     RolloutConfig,
     SftConfig,
-    SplitsConfig,
-    VariationConfig,
 )
 from gripline.section import Section
+from gripline.splits_config import SplitsConfig, VariationConfig
 
 STEP_IMAGE = f"gripline-step:{__version__}"
 """The container image of every step, unless the pipeline parameter `image` names another. Unused on a laptop."""

@@ -8,11 +8,13 @@ wait for it. Shapes: R training seeds, T tasks, B resamples.
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+
+from gripline.clusters import design_effect, exact_sign_flip
 
 RESAMPLES = 10_000
 """Of a bootstrap: the bounds then vary by less than 3 % of the interval's width from one seed to the next."""
@@ -38,8 +40,8 @@ class PairedResult:
     """See `detectable_difference`, at the discordance observed here."""
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval for a success rate; (0, 1) when n is 0.
+def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval for a success rate; (0, 1) when n is 0. Counts may be effective ones, not whole.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927); recommended for
     small n by Brown, Cai and DasGupta, Statistical Science 16 (2001), section 3.1.1.
@@ -62,34 +64,41 @@ def paired_comparison(
     candidate: Sequence[bool],
     strata: Sequence[str] | None = None,
     confidence: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
 ) -> PairedResult:
     """Compare two policies whose i-th entries are the outcomes of the same episode.
 
     The p-value is the exact McNemar test and the interval inverts the score test of the paired difference. strata: the
-    task of each episode, within which the bootstrap resamples.
+    task of each episode, within which the bootstrap resamples. clusters: the initial state of each episode. Where some
+    share one, it is the unit: its changes are summed for an exact sign-flip test, resampled together, and the counts of
+    the score interval are divided by their design effect (`gripline.clusters`).
     """
     if len(baseline) != len(candidate):
         raise ValueError(f"{len(baseline)} baseline outcomes against {len(candidate)}: they must pair up")
     n = len(baseline)
     changes = [int(after) - int(before) for before, after in zip(baseline, candidate, strict=True)]
     gained, lost = changes.count(1), changes.count(-1)
-    counts = Counter(zip(strata if strata is not None else [""] * n, changes, strict=True))
-    bootstrap = bootstrap_difference_interval(
-        [(counts[name, 1], counts[name, -1], counts[name, 0]) for name in dict.fromkeys(name for name, _ in counts)],
-        confidence,
-    )
-    low, high = paired_difference_interval(gained, lost, n, confidence)
+    units = clusters if clusters is not None else range(n)
+    effect = design_effect(changes, units)
+    sums: Counter[tuple[str, Hashable]] = Counter()
+    for task, unit, change in zip(strata if strata is not None else [""] * n, units, changes, strict=True):
+        sums[task, unit] += change
+    by_task: dict[str, Counter[int]] = {}
+    for (task, _), change in sums.items():
+        by_task.setdefault(task, Counter({1: 0, -1: 0, 0: 0}))[change] += 1
+    bootstrap = _bootstrap(by_task.values(), n, confidence, RESAMPLES, seed=0)
+    low, high = paired_difference_interval(gained / effect, lost / effect, n / effect, confidence)
     return PairedResult(
         difference=(gained - lost) / n if n else 0.0,
         ci_low=low,
         ci_high=high,
-        p_value=exact_mcnemar(gained, lost),
+        p_value=exact_mcnemar(gained, lost) if len(sums) == n else exact_sign_flip(sums.values()),
         n=n,
         gained=gained,
         lost=lost,
         bootstrap_low=bootstrap[0],
         bootstrap_high=bootstrap[1],
-        detectable=detectable_difference(n, (gained + lost) / n) if n else None,
+        detectable=detectable_difference(round(n / effect), (gained + lost) / n) if n else None,
     )
 
 
@@ -106,14 +115,14 @@ def exact_mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * ways / (1 << changed))
 
 
-def paired_difference_interval(gained: int, lost: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval for the difference of two paired success rates; (-1, 1) when n is 0.
+def paired_difference_interval(gained: float, lost: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval for the difference of two paired success rates; (-1, 1) when n is 0. Counts may be effective ones.
 
     Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
     Statistics in Medicine 17 (1998). Among the intervals that Fagerland, Lydersen and Laake
     (Statistics in Medicine 33, 2014) recommend it stays nearest to its nominal coverage when few episodes change.
     """
-    if gained < 0 or lost < 0 or gained + lost > n:
+    if gained < 0 or lost < 0 or gained + lost > n * (1 + 1e-12):
         raise ValueError(f"{gained} gained and {lost} lost of {n} episodes")
     if n == 0:
         return -1.0, 1.0
@@ -144,16 +153,22 @@ def bootstrap_difference_interval(
     13.3; strata as in Davison and Hinkley, "Bootstrap Methods and their Application" (1997), section 3.2. Where hardly
     any episode changes it is too narrow (of width 0 where none does): the score interval is the one to go by.
     """
-    counts = list(strata)
-    n = sum(map(sum, counts))
+    counts = [{1: gained, -1: lost, 0: unchanged} for gained, lost, unchanged in strata]
+    return _bootstrap(counts, sum(sum(own.values()) for own in counts), confidence, resamples, seed)
+
+
+def _bootstrap(
+    strata: Iterable[Mapping[int, int]], n: int, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """strata: how many units of each task changed by how much. n: episodes."""
     if n == 0:
         return -1.0, 1.0
     rng = np.random.default_rng(seed)
     difference_B = np.zeros(resamples)
-    for gained, lost, unchanged in counts:
-        size = gained + lost + unchanged
-        drawn = rng.multinomial(size, [gained / size, lost / size, unchanged / size], size=resamples)
-        difference_B += (drawn[:, 0] - drawn[:, 1]) / n
+    for counts in strata:
+        size = sum(counts.values())
+        drawn = rng.multinomial(size, [count / size for count in counts.values()], size=resamples)
+        difference_B += drawn @ np.array(list(counts)) / n
     return _percentiles(difference_B, confidence)
 
 
@@ -191,6 +206,21 @@ def detectable_difference(n: int, discordance: float, alpha: float = 0.05, power
     if n == 0 or found(1.0) < power:
         return None
     return _falling_root(lambda difference: power - found(difference), 0.0, 1.0, steps=14)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a mean of two or more values, such as differences of paired episodes.
+
+    Student, "The probable error of a mean", Biometrika 6 (1908).
+    """
+    from scipy.special import stdtrit
+
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} values: an interval of a mean needs two or more")
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * spread
+    mean = float(np.mean(values))
+    return mean - half, mean + half
 
 
 def interquartile_mean(scores: np.ndarray) -> float:

@@ -10,8 +10,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gripline.atomic import write_whole
+from gripline.clusters import design_effect
 from gripline.config import PromoteConfig
 from gripline.errors import UserError
+from gripline.failures import count_failures, mean_conduct
+from gripline.promotion import promotion_decision
 from gripline.statistics import holm, paired_comparison, wilson_interval
 from gripline.types import EpisodeRecord
 
@@ -59,6 +62,12 @@ class PolicySummary(_Part):
     ood: dict[str, Rate]
     per_task: dict[str, TaskRates]
     ablations: dict[str, Ablation]
+    failures: dict[str, int] = {}
+    """Failed IID and OOD episodes by type (`gripline.failures.FAILURES`); empty in files of before they were typed."""
+    iid_failures: dict[str, int] = {}
+    """The same of IID episodes alone."""
+    conduct: dict[str, float] = {}
+    """Means over IID episodes: the fields of `Conduct` that were measured, and `steps_to_success`."""
 
 
 class Difference(_Part):
@@ -94,6 +103,8 @@ class Paired(_Part):
     iid: Difference
     ood: dict[str, Difference]
     per_task: dict[str, TaskDifferences]
+    ood_all: Difference | None = None
+    """All OOD episodes together. Null where there are none, and in files of before."""
 
 
 class Seconds(_Part):
@@ -118,6 +129,8 @@ class RunFacts(_Part):
     """Control steps that RL trained on or discarded; evaluation not included."""
     mlflow_run_id: str
     split_hashes: dict[str, str]
+    episodes_per_s: dict[str, float] = {}
+    """Of the evaluations `sft` and `rl`, with all workers. Empty in files of before it was measured."""
 
 
 class Summary(RunFacts):
@@ -131,13 +144,6 @@ class Summary(RunFacts):
     """Why it was or was not promoted, one sentence per rule."""
     warnings: tuple[str, ...]
     """One sentence per input that a policy seems not to use, and on episodes lost to the simulator."""
-
-
-class Decision(_Part):
-    """Whether the RL policy replaces the SFT policy, and one sentence per rule."""
-
-    promoted: bool
-    reasons: tuple[str, ...]
 
 
 def summarise(
@@ -156,13 +162,25 @@ def summarise(
     shared = frozenset(shared_scene_tasks)
     sft, rl = summarise_policy(sft_records, shared), summarise_policy(rl_records, shared)
     paired = compare(sft_records, rl_records)
-    decision = promotion_decision(rl, paired, promote, indifference_threshold)
+    indifferent = {
+        name: indifference_warnings(policy, indifference_threshold, shared)
+        for name, policy in (("SFT", sft), ("RL", rl))
+    }
+    decision = promotion_decision(
+        sft,
+        rl,
+        paired,
+        promote,
+        lost=_lost_shares(sft_records, rl_records),
+        indifferent=indifferent["RL"],
+        indifference_threshold=indifference_threshold,
+    )
     warnings = [
         f"{name} policy: {text}"
-        for name, policy, records in (("SFT", sft, sft_records), ("RL", rl, rl_records))
-        for text in [*indifference_warnings(policy, indifference_threshold), *_error_warnings(records)]
+        for name, records in (("SFT", sft_records), ("RL", rl_records))
+        for text in [*indifferent[name], *_error_warnings(records)]
     ]
-    return Summary(**dict(facts), sft=sft, rl=rl, paired=paired, warnings=tuple(warnings), **dict(decision))
+    return Summary(**dict(facts), sft=sft, rl=rl, paired=paired, warnings=tuple(warnings), **decision._asdict())
 
 
 def summarise_policy(records: Sequence[EpisodeRecord], shared_scene_tasks: Iterable[str] = ()) -> PolicySummary:
@@ -179,7 +197,15 @@ def summarise_policy(records: Sequence[EpisodeRecord], shared_scene_tasks: Itera
     }
     tasks = list(dict.fromkeys(record.spec.task for record in records))
     per_task = {task: _task_rates([record for record in records if record.spec.task == task]) for task in tasks}
-    return PolicySummary(iid=iid, ood=_ood_rates(records), per_task=per_task, ablations=ablations)
+    return PolicySummary(
+        iid=iid,
+        ood=_ood_rates(records),
+        per_task=per_task,
+        ablations=ablations,
+        failures=count_failures([record for record in records if _is_iid(record) or record.spec.split == "ood"]),
+        iid_failures=count_failures(_iid(records)),
+        conduct=mean_conduct([record for record in _iid(records) if not record.error]),
+    )
 
 
 def compare(sft_records: Sequence[EpisodeRecord], rl_records: Sequence[EpisodeRecord]) -> Paired:
@@ -207,55 +233,38 @@ def compare_common(baseline: Sequence[EpisodeRecord], candidate: Sequence[Episod
         task: TaskDifferences(iid=_difference([pair for pair in own if _is_iid(pair[0])]), ood=_ood_differences(own))
         for task, own in by_task.items()
     }
-    return Paired(iid=iid, ood=_ood_differences(pairs), per_task=per_task)
+    ood_all = _difference([pair for pair in pairs if pair[0].spec.split == "ood"])
+    return Paired(iid=iid, ood=_ood_differences(pairs), per_task=per_task, ood_all=ood_all)
 
 
-def indifference_warnings(policy: PolicySummary, threshold: float) -> list[str]:
-    """One sentence per input without which more than `threshold` of the intact success is left.
+def indifference_warnings(policy: PolicySummary, threshold: float, shared_scene_tasks: Iterable[str] = ()) -> list[str]:
+    """One sentence per input without which more than `threshold` of the intact success is left: over all tasks, else
+    per task, where the lower end of the 95 % interval must be above it.
 
     The text is judged by another task's instruction on the tasks that share a scene, where there are such: elsewhere
     the picture alone may tell what to do, and doing the right thing against the instruction proves little.
     """
-    swapped = "swapped_instruction"
+    swapped, shared = "swapped_instruction", frozenset(shared_scene_tasks)
     text = swapped + SHARED_SCENE if swapped + SHARED_SCENE in policy.ablations else swapped
-    inputs = {
-        "no_image": "with a black image: it hardly uses the camera",
-        text: "with another task's instruction: it hardly reads",
-    }
+    inputs = (
+        ("no_image", "no_image", "with a black image: it hardly uses the camera", frozenset(policy.per_task)),
+        (text, swapped, "with another task's instruction: it hardly reads", shared),
+    )
     warnings = []
-    for name, meaning in inputs.items():
+    for name, of_task, meaning, tasks in inputs:
         rate = policy.ablations.get(name)
-        if rate is not None and rate.intact > 0 and rate.success > threshold * rate.intact:
-            share = f"{rate.success / rate.intact:.0%} of its success ({rate.success:.2f} of {rate.intact:.2f})"
-            warnings.append(f"keeps {share} {meaning}")
+        if rate is not None and rate.success > threshold * rate.intact > 0:
+            warnings.append(f"keeps {_left(rate)} {meaning}")
+            continue
+        for task, rates in policy.per_task.items():
+            found = rates.ablations.get(of_task) if task in tasks else None
+            if found is not None and found.ci95[0] > threshold * found.intact > 0:
+                warnings.append(f"keeps {_left(found)} in {task} {meaning}")
     return warnings
 
 
-def promotion_decision(
-    rl: PolicySummary, paired: Paired, config: PromoteConfig, indifference_threshold: float
-) -> Decision:
-    """Every rule must hold: a sure gain on IID, no OOD axis that falls too far, and a policy that sees and reads (or
-    the configuration's word that it need not).
-
-    Each reason begins with ✓ or ✗.
-    """
-    low = paired.iid.ci95[0]
-    relation = "above" if low > config.min_gain else "not above"
-    rules = [(low > config.min_gain, f"gain on IID: lower 95 % bound {low:+.3f} is {relation} {config.min_gain:+.3f}")]
-    fallen = {axis: -rate.difference for axis, rate in paired.ood.items() if rate.difference < -config.ood_tolerance}
-    rules += [
-        (False, f"OOD {axis}: falls by {by:.3f}, more than {config.ood_tolerance}") for axis, by in fallen.items()
-    ]
-    if paired.ood and not fallen:
-        rules.append((True, f"OOD: no axis falls by more than {config.ood_tolerance}"))
-    indifferent = indifference_warnings(rl, indifference_threshold)
-    note = " (allowed by promote.allow_indifferent)" if config.allow_indifferent else ""
-    rules += [(config.allow_indifferent, f"inputs: {text}{note}") for text in indifferent]
-    if any(rate.intact for rate in rl.ablations.values()) and not indifferent:
-        left = f"at most {indifference_threshold:.0%} of its success is left"
-        rules.append((True, f"inputs: {left} with a black image or a wrong instruction"))
-    reasons = tuple(f"{'✓' if holds else '✗'} {text}" for holds, text in rules)
-    return Decision(promoted=all(holds for holds, _ in rules), reasons=reasons)
+def _left(rate: Ablation) -> str:
+    return f"{rate.success / rate.intact:.0%} of its success ({rate.success:.2f} of {rate.intact:.2f})"
 
 
 def write_summary(path: str | Path, summary: Summary) -> None:
@@ -300,13 +309,28 @@ def _rate(records: Sequence[EpisodeRecord]) -> Rate | None:
         return None
     successes, n = sum(record.success for record in finished), len(finished)
     errors = len(records) - n
-    return Rate(success=successes / n, n=n, ci95=wilson_interval(successes, n), errors=errors)
+    effect = design_effect([record.success for record in finished], _init_states(finished))
+    return Rate(success=successes / n, n=n, ci95=wilson_interval(successes / effect, n / effect), errors=errors)
+
+
+def _init_states(records: Iterable[EpisodeRecord]) -> list[tuple[str, str, int, str]]:
+    """Episodes of one are not independent."""
+    return [record.spec.init_state_key for record in records]
 
 
 def _error_warnings(records: Sequence[EpisodeRecord]) -> list[str]:
     lost = _by_axis(record for record in records if record.error)
     axes = ", ".join(f"{axis} {len(own)}" for axis, own in lost.items())
     return [f"lost episodes to simulator errors, not counted as failures: {axes}"] if lost else []
+
+
+def _lost_shares(sft: Sequence[EpisodeRecord], rl: Sequence[EpisodeRecord]) -> dict[str, float]:
+    """Of 'IID' and each 'OOD <axis>', the share of episodes that the simulator did not finish with both policies."""
+    broken = {record.spec.key for record in (*sft, *rl) if record.error}
+    axes = {"IID": _iid(sft)} | {
+        f"OOD {axis}": own for axis, own in _by_axis(record for record in sft if record.spec.split == "ood").items()
+    }
+    return {name: sum(record.spec.key in broken for record in own) / len(own) for name, own in axes.items()}
 
 
 def _ood_rates(records: Sequence[EpisodeRecord]) -> dict[str, Rate]:
@@ -316,12 +340,14 @@ def _ood_rates(records: Sequence[EpisodeRecord]) -> dict[str, Rate]:
 
 def _ablations(records: Sequence[EpisodeRecord]) -> dict[str, Ablation]:
     """Ablations are IID episodes under another axis, each compared with the intact runs of its initial states."""
-    intact = {record.spec.init_state_key: record for record in _iid(records)}
+    intact = {(record.spec.init_state_key, record.spec.member): record for record in _iid(records)}
     axes = _by_axis(record for record in records if record.spec.split == "iid" and not _is_iid(record))
     ablations = {}
     for name, own in axes.items():
         rate = _rate(own)
-        reference = _rate([intact[key] for record in own if (key := record.spec.init_state_key) in intact])
+        reference = _rate(
+            [intact[key] for record in own if (key := (record.spec.init_state_key, record.spec.member)) in intact]
+        )
         if rate is not None and reference is not None:
             ablations[name] = Ablation(**dict(rate), intact=reference.success)
     return ablations
@@ -338,6 +364,7 @@ def _difference(pairs: Sequence[_Pair]) -> Difference | None:
         [before.success for before, _ in pairs],
         [after.success for _, after in pairs],
         strata=[before.spec.task for before, _ in pairs],
+        clusters=_init_states(before for before, _ in pairs),
     )
     return Difference(
         difference=result.difference,

@@ -75,7 +75,7 @@ def render_table(summary: Summary, per_task: bool = True) -> Table:
 
 
 def markdown(summary: Summary) -> str:
-    """Headline, table, decision and warnings as Markdown: for MLflow's note and the pipeline's Markdown artifact."""
+    """Headline, table, decision, warnings, failures and speed: for MLflow's note and the pipeline's artifact."""
     lines = [
         f"**{headline(summary)}.**",
         "",
@@ -96,7 +96,20 @@ def markdown(summary: Summary) -> str:
     lines.append("**Promoted.**" if summary.promoted else "**Not promoted.**")
     lines += [f"* {reason}" for reason in summary.reasons]
     lines += [f"* **Warning:** {warning}" for warning in summary.warnings]
+    lines += ["", *(f"{line}  " for line in further_lines(summary))]
     return "\n".join(lines) + "\n"
+
+
+def further_lines(summary: Summary) -> list[str]:
+    """How the failures went, and how fast it all was, where that is known."""
+    evaluations = {"SFT": summary.sft, "RL": summary.rl}
+    failed = [f"{name} {_failures_text(policy.failures)}" for name, policy in evaluations.items() if policy.failures]
+    speeds = [f"{summary.episodes_per_s[key]:.2g} ({key.upper()})" for key in summary.episodes_per_s]
+    lines = [f"Failures on IID and OOD: {'; '.join(failed)}"] if failed else []
+    lines += [f"Evaluations: {' and '.join(speeds)} episodes a second"] if speeds else []
+    if summary.seconds.rl:
+        lines.append(f"RL: {summary.env_steps / summary.seconds.rl:,.0f} control steps a second, learning included")
+    return lines
 
 
 def named_rates(policy: PolicySummary) -> dict[str, Rate]:
@@ -127,32 +140,52 @@ def policy_metrics(policy: PolicySummary) -> dict[str, float]:
         bounds = {"success": rate.success, "ci_low": rate.ci95[0], "ci_high": rate.ci95[1]}
         metrics |= {f"eval/{name}/{field}": round(value, 4) for field, value in bounds.items()}
         metrics |= {f"eval/{name}/errors": rate.errors} if rate.errors else {}
-    return metrics
+    for task, rates in policy.per_task.items():
+        metrics |= {
+            f"eval/task/{task}/ablation/{name}/success": round(rate.success, 4)
+            for name, rate in rates.ablations.items()
+        }
+    return metrics | {f"eval/iid/{name}": value for name, value in _how_it_went(policy).items()}
+
+
+def _how_it_went(policy: PolicySummary) -> dict[str, float]:
+    """On IID: `failure/<type>`, the share of episodes that ended so, and `conduct/<name>`, means."""
+    shares = {f"failure/{name}": round(count / policy.iid.n, 4) for name, count in policy.iid_failures.items()}
+    return shares | {f"conduct/{name}": float(f"{value:.4g}") for name, value in policy.conduct.items()}
 
 
 def final_metrics(summary: Summary) -> dict[str, float]:
     """The numbers by which whole runs are compared, for the parent run: `gain/…`, `eval/…` of the RL policy under the
     names that an evaluation's own run has, and `sft/…` of the policy before.
 
-    MLflow's compare page sorts them by name and shows the first few, so ablations are not under `eval/` here; its plots
-    begin with the first one of this dictionary, and its charts are grouped by what stands before the last slash.
-    Intervals of single tasks and of ablations are left to the evaluations' runs.
+    MLflow's compare page sorts them by name and shows the first few, so ablations, failures and conduct are not under
+    `eval/` here but under `rl/` and `sft/`; its plots begin with the first one of this dictionary, and its charts are
+    grouped by what stands before the last slash. Intervals of single tasks and of ablations are left to the
+    evaluations' runs.
     """
     iid = summary.paired.iid
     gain = {"difference": iid.difference, "ci_low": iid.ci95[0], "ci_high": iid.ci95[1]}
     metrics = {f"gain/iid/{field}": round(value, 4) for field, value in gain.items()}
     metrics["gain/iid/p"] = float(f"{iid.p:.3g}")
     metrics |= {f"gain/ood/{axis}/difference": round(each.difference, 4) for axis, each in summary.paired.ood.items()}
-    for name, value in policy_metrics(summary.rl).items():
-        is_task = name.startswith("eval/task/") and name.endswith("/success") and "/ood/" not in name
-        metrics |= {name: value} if is_task or name.startswith(("eval/iid/", "eval/ood/")) else {}
-    for policy, rates in (("rl", named_rates(summary.rl)), ("sft", named_rates(summary.sft))):
-        kinds = ("ablation/",) if policy == "rl" else ("ablation/", "iid", "ood/")
-        shown = {name: rate for name, rate in rates.items() if name.startswith(kinds)}
-        metrics |= {f"{policy}/{name}/success": round(rate.success, 4) for name, rate in shown.items()}
+    metrics |= {name: value for name, value in policy_metrics(summary.rl).items() if _compares_runs(name)}
+    for name, policy in (("rl", summary.rl), ("sft", summary.sft)):
+        kinds = ("ablation/",) if name == "rl" else ("ablation/", "iid", "ood/")
+        shown = {kind: rate for kind, rate in named_rates(policy).items() if kind.startswith(kinds)}
+        metrics |= {f"{name}/{kind}/success": round(rate.success, 4) for kind, rate in shown.items()}
+        metrics |= {f"{name}/iid/{kind}": value for kind, value in _how_it_went(policy).items()}
     metrics["run/promoted"] = float(summary.promoted)
     metrics |= {f"run/seconds_{name}": round(value, 1) for name, value in dict(summary.seconds).items()}
     return metrics | {"run/env_steps": float(summary.env_steps), "run/peak_memory_mb": round(summary.peak_memory_mb, 1)}
+
+
+def _compares_runs(name: str) -> bool:
+    """Whether a metric of an evaluation is also one of the pipeline's run."""
+    if name.startswith("eval/task/"):
+        return name.endswith("/success") and not {"ood", "ablation"} & set(name.split("/"))
+    return name.startswith(("eval/iid/", "eval/ood/")) and not name.startswith(
+        ("eval/iid/failure/", "eval/iid/conduct/")
+    )
 
 
 def percent(rate: float) -> str:
@@ -251,6 +284,12 @@ def _ablation_rows(summary: Summary) -> Iterator[Row]:
             if name in rates.ablations:
                 sft = summary.sft.per_task[task].ablations.get(name)
                 yield Row("ablation", in_words(name), task, sft, rates.ablations[name], None)
+
+
+def _failures_text(failures: dict[str, int]) -> str:
+    """'41 (never approached 30, dropped 11)': the commonest first."""
+    by_count = sorted(failures.items(), key=lambda item: -item[1])
+    return f"{sum(failures.values())} ({', '.join(f'{in_words(name)} {count}' for name, count in by_count)})"
 
 
 def _n(row: Row) -> str:

@@ -170,11 +170,18 @@ class Tracker:
         figure.savefig(path, dpi=150, bbox_inches="tight")
         self._put("artifact", on=on, path=str(path), folder="plots", temporary=True)
 
-    def register_policy(self, name: str, checkpoint: str, *, alias: str, tags: Mapping[str, str]) -> None:
+    def register_policy(
+        self, name: str, checkpoint: str, *, alias: str, tags: Mapping[str, str], over_better: bool
+    ) -> None:
         """Make the checkpoint (a directory, or a URI that is left where it is) a version of the registered model `name`
-        and move `alias` to it."""
+        and move `alias` to it, whose former version a tag remembers.
+
+        over_better: also from a version that succeeded more often on the same episodes, by the tags of
+        `gripline.champion`; otherwise the alias stays there, with a warning.
+        """
         where = str(local_path(checkpoint).resolve()) if is_local(checkpoint) else checkpoint
-        self._put("register", on="stage", name=name, checkpoint=where, alias=alias, tags=dict(tags))
+        entry = {"name": name, "checkpoint": where, "alias": alias, "tags": dict(tags), "over_better": over_better}
+        self._put("register", on="stage", **entry)
 
     def end_parent(self, status: Status = "FINISHED") -> None:
         """End the pipeline's run, if we made it: the last thing that the last stage says."""
@@ -225,6 +232,8 @@ class Tracker:
             elif kind == "delayed" and not self._delayed:
                 self._delayed = True
                 self._warn(f"MLflow does not answer ({text})")
+            elif kind == "notice":
+                progress.emit(self._stage, "warn", text=text)
             self._answered.set()
         if not self._answered.is_set():
             reason = "the delivery process died at its start"

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,10 +22,27 @@ class _Value(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _unwritten(default: object) -> Any:
+    """A field left out of what is written while it holds its default: keys and hashes of specs without it stay."""
+    return Field(default=default, exclude_if=lambda value: value == default)
+
+
+class Distractor(_Value):
+    """A coloured thing on the table that no task needs. It is seen only: nothing can bump into it."""
+
+    shape: Literal["box", "ball", "cylinder"]
+    centre_m: tuple[float, float]
+    """Where it stands, x and y in the world."""
+    size_m: float = Field(gt=0)
+    """Half its width and half its height."""
+    rgb: tuple[float, float, float]
+    """0…1 each."""
+
+
 class Perturbation(_Value):
     """What is changed in the simulator (or in what the policy gets to see) for one episode. The default is: nothing.
 
-    Example: a camera 6 cm to the right and half the light:
+    All parts may be combined. Example: a camera 6 cm to the right and half the light:
     `Perturbation(camera_offset_m=(0.06, 0, 0), light_gain=0.5)`.
     """
 
@@ -37,6 +54,17 @@ class Perturbation(_Value):
     """Factor on the red, green and blue of every surface."""
     blank_image: bool = False
     """The policy sees black images: an ablation, not a change of the world."""
+    fov_offset_deg: float = _unwritten(0.0)
+    """Added to the camera's vertical field of view."""
+    texture: str = _unwritten("")
+    """Another surface for the table: one of the suite's `textures`; empty keeps its own."""
+    distractors: tuple[Distractor, ...] = _unwritten(())
+    hand_offset_m: tuple[float, float, float] = _unwritten((0.0, 0.0, 0.0))
+    """Shift of the hand's start, x, y and z in the world."""
+    friction_gain: float = _unwritten(1.0)
+    """Factor on the friction of all contacts, and on friction and damping of the objects' joints."""
+    mass_gain: float = _unwritten(1.0)
+    """Factor on the objects' mass and inertia."""
 
 
 class EpisodeSpec(_Value):
@@ -113,6 +141,30 @@ class Observation:
     instruction: str
 
 
+class Conduct(_Value):
+    """How safely and smoothly the robot moved in one episode; None where a suite does not measure it.
+
+    Example: `Conduct(joint_margin=0.11, peak_joint_speed_rad_s=1.9, peak_contact_force_n=34.0, jerk_rms_m_s3=70.0)`
+    """
+
+    joint_margin: float | None = None
+    """Smallest distance of a joint to its limits, as a share of its range; below 0 it was beyond one."""
+    peak_joint_speed_rad_s: float | None = None
+    peak_contact_force_n: float | None = None
+    """Largest force between the robot and everything else: normal forces of all contacts, summed."""
+    jerk_rms_m_s3: float | None = None
+    """Root mean square of the third derivative of the hand's position."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the simulator's state says about an episode that ended."""
+
+    failure: str
+    """One of `gripline.failures.FAILURES`; empty on success."""
+    conduct: Conduct
+
+
 @dataclass(frozen=True)
 class Step:
     """The outcome of one action chunk. `observation` is the one picture taken, at the chunk's end.
@@ -125,6 +177,8 @@ class Step:
     truncated: bool
     num_steps: int
     """Control steps really executed: the chunk stops at success and at the horizon."""
+    outcome: Outcome | None = None
+    """At the episode's end: how it went. None before that, and in an environment that does not look."""
 
 
 class Env(Protocol):
@@ -201,3 +255,6 @@ class EpisodeRecord(_Value):
     """The actions executed, exact float32 values: stepping them from the spec's initial state is the same episode."""
     error: str = ""
     """Not empty: the simulator failed; the episode is counted apart and never as a failure of the policy."""
+    failure: str = ""
+    """One of `gripline.failures.FAILURES`; empty on success and after an error, and in older files."""
+    conduct: Conduct | None = None

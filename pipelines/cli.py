@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from gripline import __version__
 from gripline.errors import UserError, did_you_mean
+from pipelines import cli_arguments
 
 if TYPE_CHECKING:
     from gripline.config import Profile
@@ -56,117 +57,35 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     run = add("run", _run, "run a profile on this machine")
-    _add_inputs(run)
+    cli_arguments.add_inputs(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="where the run is kept; default: runs/PROFILE-<n>")
 
+    cli_arguments.add_evaluate(add("evaluate", _evaluate, "evaluate a checkpoint on a profile's lists"))
+    cli_arguments.add_replay(add("replay", _replay, "run a recorded episode again, and make a video of it"))
+
     add("profiles", _profiles, "list the shipped profiles")
+    cli_arguments.add_splits(add("splits", _splits, "show, write or check the episode lists of a profile"))
+    cli_arguments.add_axes(add("axes", _axes, "draw what each OOD axis changes, on one sheet"))
 
     compile_ = add("compile", _compile, "compile the pipeline to YAML")
     compile_.add_argument(
         "--out", type=Path, metavar="FILE", help="default: the committed pipelines/post_training.yaml"
     )
 
-    _add_submit(add("submit", _submit, "submit a profile to a Kubeflow Pipelines server"))
-    _add_preflight(add("preflight", _preflight, "check what a run would need on a cluster"))
-    _add_render(add("render", _render, "print the RayJob that a stage would run as on a cluster"))
+    cli_arguments.add_submit(add("submit", _submit, "submit a profile to a Kubeflow Pipelines server"))
+    cli_arguments.add_preflight(add("preflight", _preflight, "check what a run would need on a cluster"))
+    cli_arguments.add_render(add("render", _render, "print the RayJob that a stage would run as on a cluster"))
 
-    reap = add("reap", _reap, "list RayJobs that nobody waits for any more, and delete them if told to")
-    reap.add_argument("--namespace", default="", help="default: that of the kubeconfig's context")
-    reap.add_argument("--yes", action="store_true", help="delete them; without it nothing is changed")
-
-    _add_compare(add("compare", _compare, "compare runs on the episodes that they share"))
-
-    trace = add("trace", _trace, "draw the timeline of an RL iteration: simulators and policy")
-    trace.add_argument("run", type=Path, metavar="RUN", help="folder of a run, such as runs/laptop-1")
-    trace.add_argument("--iteration", type=int, metavar="N", help="default: the newest one recorded")
-    trace.add_argument("--out", type=Path, metavar="DIR", help="default: beside the recording, RUN/rl/trace")
-
-    import_ = add("import", _import, "make a checkpoint from a published OpenVLA-OFT one")
-    import_.add_argument("source", type=Path, metavar="DIR", help="with config.json, weights, statistics, tokenizer")
-    import_.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT", help="directory to write")
-    import_.add_argument("--dataset", required=True, metavar="NAME", help="whose statistics to use, such as libero_10")
-    import_.add_argument("--suite", required=True, metavar="NAME", help="environment that it acts in")
-    import_.add_argument("--camera", action="append", required=True, metavar="NAME", help="repeatable, in order")
-    import_.add_argument("--bounds", choices=("q01_q99", "min_max"), default="q01_q99", help="which statistics")
-    import_.add_argument("--proprio", action="store_true", help="with the proprioception projector")
-    import_.add_argument("--chunk", type=_positive, default=8, metavar="K", help="actions in a chunk; default: 8")
-    import_.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
-
-    doctor = add("doctor", _doctor, "say what of this machine, or of a cluster, is usable")
-    doctor.add_argument(
-        "--kube", nargs="*", metavar="FILE", help="the cluster's pools, and the placements that fit: shipped, FILE…"
+    cli_arguments.add_reap(
+        add("reap", _reap, "list RayJobs that nobody waits for any more, and delete them if told to")
     )
+    cli_arguments.add_compare(add("compare", _compare, "compare runs on the episodes that they share"))
+
+    cli_arguments.add_trace(add("trace", _trace, "draw the timeline of an RL iteration: simulators and policy"))
+    cli_arguments.add_import(add("import", _import, "make a checkpoint from a published OpenVLA-OFT one"))
+
+    cli_arguments.add_doctor(add("doctor", _doctor, "say what of this machine, or of a cluster, is usable"))
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
-    return number
-
-
-def _add_submit(submit: argparse.ArgumentParser) -> None:
-    _add_inputs(submit)
-    submit.add_argument("--host", required=True, metavar="URL", help="address of the Kubeflow Pipelines API")
-    submit.add_argument("--store", required=True, metavar="URI", help="where runs are kept, such as s3://bucket/runs")
-    submit.add_argument("--experiment", metavar="NAME", help="default: the profile's")
-    submit.add_argument("--image", metavar="IMAGE", help="container image of every step")
-    submit.add_argument("--tracking", metavar="URI", help="MLflow server; default: the profile's")
-    submit.add_argument("--namespace", default="", help="yours, on a multi-user installation")
-    submit.add_argument("--run-name", metavar="NAME", help="folder below --store; one that exists is continued")
-    submit.add_argument("--no-preflight", action="store_true", help="do not look at the cluster that KUBECONFIG names")
-
-
-def _add_preflight(preflight: argparse.ArgumentParser) -> None:
-    _add_inputs(preflight)
-    preflight.add_argument("--store", required=True, metavar="URI", help="where runs are kept")
-    preflight.add_argument("--image", metavar="IMAGE", help="container image of every step")
-    preflight.add_argument("--tracking", metavar="URI", help="MLflow server; default: the profile's")
-    preflight.add_argument("--namespace", default="", help="yours, on a multi-user installation")
-    preflight.add_argument(
-        "--account", default="", metavar="NAMESPACE/NAME", help="ServiceAccount of the steps; default: Kubeflow's"
-    )
-
-
-def _add_render(render: argparse.ArgumentParser) -> None:
-    _add_profile(render)
-    render.add_argument("--job", choices=("sft", "rl", "eval-sft", "eval-rl"), default="rl", help="default: rl")
-    render.add_argument("--run-name", default="", metavar="NAME", help="default: the profile's")
-    render.add_argument("--store", default="s3://bucket/runs", metavar="URI", help="where runs are kept")
-    render.add_argument("--image", default="", metavar="IMAGE", help="of pods for which the profile names none")
-    render.add_argument("--tracking", default="", metavar="URI", help="MLflow server; default: the profile's")
-
-
-def _add_compare(compare: argparse.ArgumentParser) -> None:
-    compare.add_argument("baseline", metavar="RUN_A", help="folder or URI of a run, MLflow run id, or KFP run id")
-    compare.add_argument("others", nargs="+", metavar="RUN_B", help="each is compared with RUN_A")
-    compare.add_argument("--policy", choices=("rl", "sft"), default="rl", help="whose evaluation; default: rl")
-    compare.add_argument(
-        "--tracking", default="", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, or a run's"
-    )
-    compare.add_argument(
-        "--out", action="append", default=[], type=Path, metavar="FILE", help=".html or .png; repeatable"
-    )
-    compare.add_argument("--json", type=Path, metavar="FILE", help="the same for programs")
-
-
-def _add_inputs(command: argparse.ArgumentParser) -> None:
-    _add_profile(command)
-    command.add_argument("--from", dest="checkpoint", default="", metavar="CHECKPOINT", help="start from it, skip SFT")
-    command.add_argument("--seed", type=int, metavar="N", help="instead of the profile's own")
-
-
-def _add_profile(command: argparse.ArgumentParser) -> None:
-    command.add_argument("profile", metavar="PROFILE", help="name of a shipped profile, or path of a .yaml file")
-    command.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="such as rl.lr=1e-4; repeatable",
-    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -181,18 +100,80 @@ def _run(options: argparse.Namespace) -> int:
     profile = profiles.load(options.profile, options.overrides, options.seed)
     from gripline import preflight
     from gripline.inputs import RunInputs
-    from gripline.store import is_local, local_path
 
-    checkpoint: str = options.checkpoint
-    if checkpoint and is_local(checkpoint):
-        checkpoint = str(local_path(checkpoint).absolute())
+    checkpoint = _absolute(options.checkpoint)
     preflight.check(profile, checkpoint)
-    for package, extra in NEEDED.items():
-        if find_spec(package) is None:
-            raise UserError("", "", f"the package {package!r} is not installed", f"pip install -e '.[{extra}]'")
+    _check_installed()
     from pipelines.local import run_local
 
     return run_local(RunInputs(profile, checkpoint), options.out)
+
+
+def _absolute(uri: str) -> str:
+    """A local path in full: work may go on in another folder."""
+    from gripline.store import is_local, local_path
+
+    return str(local_path(uri).absolute()) if uri and is_local(uri) else uri
+
+
+def _check_installed() -> None:
+    for package, extra in NEEDED.items():
+        if find_spec(package) is None:
+            raise UserError("", "", f"the package {package!r} is not installed", f"pip install -e '.[{extra}]'")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    """Evaluate a checkpoint on a profile's lists without a pipeline, here or on the cluster that RAY_ADDRESS names.
+
+    The same command continues an evaluation that was interrupted, and shows one that is finished. Shards may run
+    anywhere, in one folder or several; the last one in a folder merges them, --merge those of several folders.
+    """
+    if options.merge:
+        if options.profile or options.checkpoint or options.shard or options.overrides:
+            problem = "takes folders only: they know profile and checkpoint"
+            raise UserError("gripline evaluate", "--merge", problem, "leave the other arguments out, but for --out")
+        _check_installed()
+        from pipelines.evaluate import merge_folders
+
+        return merge_folders(options.merge, options.out)
+    if not options.profile or not options.checkpoint:
+        next_step = "such as gripline evaluate laptop --from runs/laptop-1/rl/checkpoint"
+        raise UserError("gripline evaluate", "", "needs PROFILE and --from CHECKPOINT, or --merge DIR …", next_step)
+    from gripline import profiles
+    from gripline.shards import Shard
+
+    shard = Shard.parse(options.shard) if options.shard else None
+    profile = profiles.load(options.profile, options.overrides)
+    from gripline import preflight
+    from gripline.inputs import RunInputs
+
+    checkpoint = _absolute(options.checkpoint)
+    splits = preflight.check(profile, checkpoint)
+    _check_installed()
+    from pipelines.evaluate import run
+
+    return run(RunInputs(profile, checkpoint), splits, options.out, shard)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    """Run a recorded episode again from its recorded actions, check that it is the same, and write a video of it.
+
+    Exit code 1 if it is not the same, with one line that says at which chunk it differs.
+    """
+    if options.list == bool(options.episode):
+        next_step = "gripline replay RUN --list numbers them"
+        raise UserError("gripline replay", "EPISODE", "is needed, or --list, and not both", next_step)
+    if not options.list and (options.axis or options.task or options.failed):
+        raise UserError("gripline replay", "", "--axis, --task and --failed are of --list", "add --list, or leave them")
+    if options.out is not None and options.out.suffix != ".gif":
+        raise UserError(str(options.out), "--out", "is no .gif file", "end it in .gif; `ffmpeg` makes others of it")
+    from pipelines import replay
+
+    if options.list:
+        return replay.list_episodes(options.run, options.policy, options.axis, options.task, options.failed)
+    return replay.replay_episode(
+        options.run, options.episode, options.policy, options.out, options.act, _absolute(options.checkpoint)
+    )
 
 
 def _profiles(options: argparse.Namespace) -> int:
@@ -201,6 +182,27 @@ def _profiles(options: argparse.Namespace) -> int:
 
     for name in profiles.names():
         print(f"{name:<12} {profiles.load(name).description}")
+    return 0
+
+
+def _splits(options: argparse.Namespace) -> int:
+    """Show the episode lists of a profile with their content hashes, and write them if told to.
+
+    --check verifies a file of such lists: its hashes, and that nothing tested is trained on. With PROFILE, the file
+    must also be exactly what that profile draws.
+    """
+    from pipelines.splits import check, show
+
+    if options.check is not None:
+        return check(options.check, options.profile, options.overrides, options.seed)
+    return show(options.profile, options.overrides, options.seed, options.out)
+
+
+def _axes(options: argparse.Namespace) -> int:
+    """Draw what each OOD axis of a suite changes, as a PNG: one row for each, weak to strong or several draws."""
+    from pipelines.axes import draw
+
+    print(draw(options.suite, options.task, options.out))
     return 0
 
 

@@ -3,20 +3,17 @@
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from gripline import progress, threads
+from gripline import progress
 from gripline.config import RolloutConfig
 from gripline.errors import UserError
 from gripline.inputs import RunInputs
@@ -26,6 +23,7 @@ from pipelines import events, processes
 from pipelines.display import Display
 from pipelines.graph_process import POST_TRAINING, GraphJob
 from pipelines.run_folder import RunFolder, claim
+from pipelines.surroundings import ENVIRONMENT, Interrupted, scratch_folder, signals_raise
 
 if TYPE_CHECKING:
     from gripline.summary import Summary
@@ -35,28 +33,7 @@ PROGRESS_FILE = "progress.jsonl"
 LOG_FILE = "log.txt"
 REPORT_FILE = "report.html"
 DRAW_EVERY_S = 0.2
-LONGEST_SCRATCH = 32
-"""Characters. Ray puts sockets below it, whose paths may have 107."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUR_FAULT = 1
-ENVIRONMENT = threads.DEFAULTS | {
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour that Ray otherwise announces with a warning
-    "RAY_COLOR_PREFIX": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "PYTHONUNBUFFERED": "1",  # the log is complete when a step is killed
-    "PYTHONSAFEPATH": "1",  # a folder called `components` where the user stands must not shadow ours
-}
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked us to stop. Before and after the graph runs, the command line's entry point handles it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
-        self.number = number
 
 
 def run_local(
@@ -67,7 +44,7 @@ def run_local(
     Raises UserError for what the user can mend.
     """
     console = Console()
-    with _signals_raise(), claim(inputs, out) as folder:
+    with signals_raise(), claim(inputs, out) as folder:
         console.print(f"{'continuing' if folder.continued else 'running in'} {_shown(folder.path)}", highlight=False)
         display = Display(console, stages)
         meter = processes.MemoryMeter()
@@ -99,7 +76,7 @@ def _run_graph(
     }
     news = events.EventFile(folder.path / PROGRESS_FILE)
     processes.adopt_orphans()
-    with _scratch() as scratch, open(folder.path / LOG_FILE, "ab") as log:
+    with scratch_folder() as scratch, open(folder.path / LOG_FILE, "ab") as log:
         environment = ENVIRONMENT | os.environ | {"TMPDIR": scratch}
         environment[progress.FILE_VARIABLE] = str(folder.path / PROGRESS_FILE)
         child = subprocess.Popen(
@@ -154,42 +131,9 @@ def _attempt(folder: RunFolder, meter: processes.MemoryMeter) -> Iterator[None]:
         events.append(path, events.Event(time_s=time.time(), stage=events.RUN, event="end", metrics=peak))
 
 
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """The first signal raises Interrupted; later ones are ignored, so that cleaning up is not cut short.
-
-    A signal that our parent made us ignore (nohup) stays ignored.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _scratch() -> Iterator[str]:
-    """A short-named folder for what Ray and the steps leave lying about; removed with all that is in it."""
-    parent = tempfile.gettempdir()
-    if len(parent) + len("/gripline-12345678") > LONGEST_SCRATCH:
-        parent = "/tmp"
-    with tempfile.TemporaryDirectory(prefix="gripline-", dir=parent, ignore_cleanup_errors=True) as scratch:
-        yield scratch
-
-
 def _finish(folder: RunFolder, console: Console) -> None:
     """Complete summary.json with what only the front end knows, and show the result."""
-    from gripline.tables import final_metrics, headline, render_table
+    from gripline.tables import final_metrics, further_lines, headline, render_table
     from gripline.tracking import log_costs
 
     summary, context = _complete_summary(folder), _context(folder)
@@ -200,6 +144,8 @@ def _finish(folder: RunFolder, console: Console) -> None:
         console.print(f"  {reason}", highlight=False)
     for warning in summary.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
+    for line in further_lines(summary):
+        console.print(line, highlight=False)
     costs = f"{summary.seconds.total:.0f} s, peak memory {summary.peak_memory_mb / 1024:.1f} GB"
     for label, text in (("costs", costs), ("report", _shown(folder.path / REPORT_FILE))):
         console.print(f"{label + ':':<8}{text}", highlight=False, soft_wrap=True)

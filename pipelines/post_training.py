@@ -73,25 +73,20 @@ def post_training(
     run, where, splits = sections["context"], sections["cluster"], sections["splits"]
 
     shown = demos(config=sections["demos"], checkpoint_uri=checkpoint_uri)
-    tuned = sft(
-        context=run,
-        config=sections["sft"],
-        cluster=where,
-        checkpoint_uri=checkpoint_uri,
-        demonstrations=shown.outputs["demonstrations"],
-    )
+    taught = {"demonstrations": shown.outputs["demonstrations"]}
+    tuned = sft(context=run, config=sections["sft"], cluster=where, checkpoint_uri=checkpoint_uri, **taught)
     policy = tuned.outputs["policy"]
     testing = {"context": run, "config": sections["evaluate"], "cluster": where, "splits": splits}
     before = evaluate(stage_name="sft", policy=policy, **testing)
-    passed = gate(context=run, config=sections["promote"], results=before.outputs["results"])
+    judging = {"context": run, "config": sections["promote"]}
+    looked_at = {"policy": policy, "results": before.outputs["results"]}
+    passed = gate(rl_config=sections["rl"], **judging, **looked_at, **taught)
 
     improved = rl(context=run, config=sections["rl"], cluster=where, policy=policy, splits=splits).after(passed)
     better = improved.outputs["improved_policy"]
     after = evaluate(stage_name="rl", policy=better, **testing)
     results = {"sft_results": before.outputs["results"], "rl_results": after.outputs["results"]}
-    decided = promote(
-        context=run, config=sections["promote"], splits=splits, sft_policy=policy, rl_policy=better, **results
-    )
+    decided = promote(splits=splits, sft_policy=policy, rl_policy=better, **judging, **results)
 
     limits_h = {planned: 1, shown: 6, passed: 1, decided: 2} | dict.fromkeys((tuned, before, improved, after), LAUNCH_H)
     for task, hours in limits_h.items():

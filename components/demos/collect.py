@@ -14,6 +14,7 @@ from gripline.config import EnvConfig
 from gripline.demos.dataset import DemoSet
 from gripline.envs import prepare
 from gripline.errors import UserError
+from gripline.seen_states import seen_in
 from gripline.splits import Splits, build_splits, draw_variation
 from gripline.stages import DemosStage
 from gripline.types import EpisodeSpec, Perturbation
@@ -123,4 +124,5 @@ def _assemble(recorded: list[tuple[_Job, dict[str, np.ndarray], int]], seconds: 
             "failed_attempts": sum(failed for *_, failed in recorded),
             "seconds": seconds,
         },
+        seen_states=seen_in(job.candidates[failed] for job, _, failed in recorded),
     )

@@ -9,9 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from components.eval import plots
+from components.eval.behaviour import MEASURES, number
 from gripline import tables
 from gripline.atomic import whole, write_whole
 from gripline.comparison import Comparison, is_total, row_label, row_names, success_text
+from gripline.failures import FAILURES
+from gripline.tables import in_words
 
 COLOURS = ("#1f2937", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """After Okabe and Ito: everyone can tell them apart. The first is the baseline's."""
@@ -69,10 +72,28 @@ def render_html(comparison: Comparison) -> str:
         success_text=success_text,
         differences={pair.run: pair.difference for pair in comparison.pairs},
         looks=_looks(comparison),
+        behaviour=_behaviour(comparison),
         picture=Markup(plots.inline_svg(picture(comparison))),
         colours={"sft": plots.SFT_COLOUR, "rl": plots.RL_COLOUR},
     )
     return page
+
+
+def _behaviour(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Rows of failure types and of conduct, with one text for each run; none unless two runs or more know of them."""
+    rows: list[tuple[str, list[str]]] = []
+    typed = [run for run in comparison.runs if run.failures]
+    if len(typed) > 1:
+        for name in FAILURES:
+            if any(name in run.failures for run in typed):
+                counts = [str(run.failures.get(name, 0)) if run.failures else "–" for run in comparison.runs]
+                rows.append((in_words(name), counts))
+    for measure in MEASURES:
+        values = [run.conduct.get(measure.name) for run in comparison.runs]
+        if sum(value is not None for value in values) > 1:
+            texts = ["–" if value is None else number(measure.scale * value) for value in values]
+            rows.append((f"{measure.label}, {measure.unit}", texts))
+    return rows
 
 
 def _looks(comparison: Comparison) -> dict[str, tuple[str, str]]:

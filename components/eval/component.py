@@ -35,14 +35,32 @@ def evaluate(
 
 
 @dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
-def gate(context: str, config: str, results: dsl.Input[dsl.Dataset]) -> None:
-    """Stop the run where RL could not learn from a 0/1 reward."""
+def gate(
+    context: str,
+    config: str,
+    rl_config: str,
+    policy: dsl.Input[dsl.Model],
+    demonstrations: dsl.Input[dsl.Dataset],
+    results: dsl.Input[dsl.Dataset],
+    findings: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Stop the run where the policy is broken, or RL could not learn from a 0/1 reward."""
     from gripline.progress import stage
 
     with stage("gate"):
         from components.eval.gate import run
 
-        run(context=context, config=config, results_path=results.path)
+        numbers = run(
+            context=context,
+            config=config,
+            rl_config=rl_config,
+            policy_uri=policy.metadata["uri"],
+            demos_path=demonstrations.path,
+            results_path=results.path,
+            table_path=findings.path,
+        )
+        metrics.metadata.update(numbers)
 
 
 @dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)

@@ -4,14 +4,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
+from typing import Literal
 
 from matplotlib.figure import Figure
 
-from components.eval import plots
+from components.eval import behaviour, behaviour_plots, plots
+from components.eval.strips import Strip
 from components.eval.videos import Video
 from gripline import tables
 from gripline.atomic import write_whole
+from gripline.failures import MEANINGS
 from gripline.summary import Difference, Rate, Summary
+from gripline.types import EpisodeRecord
+
+EMBEDDED_BYTES = 3_000_000
+"""Of film strips and videos together: with what Base64 adds and the figures, the page stays below 5 MB."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +30,15 @@ class ReportData:
     summary: Summary
     success_means: str
     """When an episode is a success, in words (`EnvSpec.success_means`)."""
+    decoding: Literal["greedy", "sampled"] = "greedy"
     sft_curve: plots.Curve = ()
     rl_curve: plots.Curve = ()
+    sft_records: Sequence[EpisodeRecord] = ()
+    rl_records: Sequence[EpisodeRecord] = ()
+    """Of both evaluations: failures by type, conduct and steps to success are counted from them."""
+    strips: Sequence[Strip] = ()
     videos: Sequence[Video] = ()
+    """Those that do not fit into the page any more are named in it."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Further rows of "This run": versions, checkpoint hashes, …"""
     config: Mapping[str, object] = field(default_factory=dict)
@@ -44,12 +58,23 @@ def write_report(data: ReportData, html_path: str | Path, markdown_path: str | P
 
 def figures(data: ReportData) -> dict[str, Figure]:
     """The report's figures by name, those for which there are data."""
-    found = {"success": plots.success_and_difference(data.summary), "tasks": plots.heat_map(data.summary)}
-    if data.summary.rl.ablations:
-        found["ablations"] = plots.ablations(data.summary)
+    summary = data.summary
+    found = {
+        "success": plots.success_and_difference(summary),
+        "slopes": plots.slopes(summary),
+        "tasks": plots.heat_map(summary),
+    }
+    if behaviour.has_failure_types(data.sft_records, data.rl_records):
+        found["failures"] = behaviour_plots.failures(data.sft_records, data.rl_records)
+    measures = behaviour.conduct(data.sft_records, data.rl_records)
+    if measures:
+        found["conduct"] = behaviour_plots.conduct(measures)
+    if summary.rl.ablations:
+        found["ablations"] = plots.ablations(summary)
     if data.sft_curve or data.rl_curve:
         found["training"] = plots.training_curves(data.sft_curve, data.rl_curve)
-    return found
+    guard = behaviour_plots.guard(data.rl_curve)
+    return found | ({} if guard is None else {"guard": guard})
 
 
 def render_html(data: ReportData, drawn: Mapping[str, Figure]) -> str:
@@ -63,6 +88,10 @@ def render_html(data: ReportData, drawn: Mapping[str, Figure]) -> str:
     environment.filters |= {"percent": tables.percent, "points": tables.points, "in_words": tables.in_words}
     environment.globals |= {
         "rate_bar": _rate_bar,
+        "mean": fmean,
+        "number": behaviour.number,
+        "signed": _signed,
+        "MEANINGS": MEANINGS,
         "difference_bar": _difference_bar,
         "p_text": tables.p_text,
         "p_cell": tables.p_cell,
@@ -72,18 +101,37 @@ def render_html(data: ReportData, drawn: Mapping[str, Figure]) -> str:
         "ALL_TASKS": tables.ALL_TASKS,
         "MDD_MEANS": tables.MDD_MEANS,
     }
+    shown, left_out = _within_limit(data.videos, sum(len(strip.jpeg) for strip in data.strips))
+    evaluations = (("SFT", data.sft_records), ("RL", data.rl_records))
     page: str = environment.get_template("report.html").render(
         data=data,
         summary=data.summary,
         tasks=list(data.summary.rl.per_task),
         rows=tables.rows(data.summary),
         figures={name: Markup(plots.inline_svg(figure)) for name, figure in drawn.items()},
-        videos=[(video, plots.data_uri(video.path.read_bytes(), "image/gif")) for video in data.videos],
+        strips=[(strip, plots.data_uri(strip.jpeg, "image/jpeg")) for strip in data.strips],
+        failed={name: behaviour.failures_by(records)[""] for name, records in evaluations if records},
+        conduct=behaviour.conduct(data.sft_records, data.rl_records),
+        videos=[(video, plots.data_uri(content, "image/gif")) for video, content in shown],
+        left_out=[video.path.name for video in left_out],
         facts=_facts(data),
         config=json.dumps(data.config, indent=2, default=str, ensure_ascii=False),
         colours={"sft": plots.SFT_COLOUR, "rl": plots.RL_COLOUR},
     )
     return page
+
+
+def _within_limit(videos: Sequence[Video], taken: int) -> tuple[list[tuple[Video, bytes]], list[Video]]:
+    """The videos that fit into the page beside `taken` bytes, with their content, and those that do not."""
+    shown, left_out = [], []
+    for video in videos:
+        content = video.path.read_bytes()
+        if taken + len(content) <= EMBEDDED_BYTES:
+            shown.append((video, content))
+            taken += len(content)
+        else:
+            left_out.append(video)
+    return shown, left_out
 
 
 def _facts(data: ReportData) -> dict[str, str]:
@@ -111,6 +159,10 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "−" if value < 0 else "±") + behaviour.number(abs(value))
 
 
 def _rate_bar(rate: Rate) -> dict[str, float]:

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from gripline import progress
 from gripline.atomic import whole
 from gripline.config import EnvConfig
-from gripline.envs import make_env
 from gripline.errors import UserError
-from gripline.types import Env, EpisodeRecord
+from gripline.replay import Frame, replay
+from gripline.types import EpisodeRecord
 
 SLOW_MOTION = 2.0
 LAST_FRAME_S = 1.5
@@ -43,17 +43,6 @@ class Video:
     axis: str
     instruction: str
     success: bool
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One moment of a replay."""
-
-    picture_HWC: np.ndarray
-    """For people."""
-    seen_HWC: np.ndarray
-    """What the policy was shown last."""
-    num_steps: int
 
 
 def choose_episodes(
@@ -97,37 +86,17 @@ def make_videos(config: EnvConfig, choices: Sequence[Choice], folder: Path, *, s
             continue
         outcome = "success" if choice.record.success else "failure"
         path = folder / f"{number}-{choice.policy.lower()}-{spec.axis}-{spec.task}-{outcome}.gif"
-        pictures = [annotate(frame, choice, control_hz, last=frame is frames[-1]) for frame in frames]
-        step_s = (frames[-1].num_steps / max(len(frames) - 1, 1)) / control_hz
-        write_gif(path, pictures, frame_s=min(max(SLOW_MOTION * step_s, 0.06), 0.3))
+        write_video(path, frames, control_hz, choice)
         videos.append(Video(path, choice.policy, spec.task, spec.axis, spec.instruction, choice.record.success))
         progress.emit("promote", "note", text=f"video {path.name}")
     return videos
 
 
-def replay(config: EnvConfig, record: EpisodeRecord, size_px: int) -> tuple[list[Frame], float]:
-    """The episode's frames, two in a chunk where that changes nothing, and the control rate in Hz.
-
-    Raises UserError when the replay does not end as the record says.
-    """
-    halves = len(record.actions_TKA[0]) > 1 or config.hold_steps % 2 == 0
-    for pieces in (2, 1) if halves else (1,):
-        # One held action is cut into two that are held half as long; several are cut between them.
-        repeats = pieces if len(record.actions_TKA[0]) == 1 else 1
-        env = make_env(config.model_copy(update={"hold_steps": config.hold_steps // repeats}))
-        try:
-            frames, success = _run(env, record, size_px, pieces, repeats)
-            if (success, frames[-1].num_steps) == (record.success, record.num_steps):
-                return frames, env.spec.control_hz
-        finally:
-            env.close()
-    raise UserError(
-        f"episode {record.spec.key}",
-        f"{record.spec.task}, {record.spec.axis}",
-        f"the replay ends with success={success} after {frames[-1].num_steps} steps, "
-        f"the record says success={record.success} after {record.num_steps}",
-        "it was recorded with another simulator version or configuration",
-    )
+def write_video(path: Path, frames: Sequence[Frame], control_hz: float, choice: Choice) -> None:
+    """Draw every frame and write the GIF, in slow motion."""
+    pictures = [annotate(frame, choice, control_hz, last=frame is frames[-1]) for frame in frames]
+    step_s = (frames[-1].num_steps / max(len(frames) - 1, 1)) / control_hz
+    write_gif(path, pictures, frame_s=min(max(SLOW_MOTION * step_s, 0.06), 0.3))
 
 
 def annotate(frame: Frame, choice: Choice, control_hz: float, *, last: bool) -> Image.Image:
@@ -175,19 +144,6 @@ def _over_tasks(records: Sequence[EpisodeRecord], skip: int = 0) -> list[Episode
     by_task = [[record for record in records if record.spec.task == task] for task in tasks]
     longest = max((len(own) for own in by_task), default=0)
     return [own[index] for index in range(longest) for own in by_task if index < len(own)]
-
-
-def _run(env: Env, record: EpisodeRecord, size_px: int, pieces: int, repeats: int) -> tuple[list[Frame], bool]:
-    observation = env.reset(record.spec)
-    frames = [Frame(env.render_for_people(size_px), observation.images_NHWC[0], 0)]
-    for actions_KA in np.array(record.actions_TKA, np.float32):
-        for piece_KA in np.array_split(np.repeat(actions_KA, repeats, axis=0), pieces):
-            step = env.step(piece_KA)
-            seen = step.observation.images_NHWC[0]
-            frames.append(Frame(env.render_for_people(size_px), seen, frames[-1].num_steps + step.num_steps))
-            if step.success or step.truncated:
-                return frames, step.success
-    return frames, False
 
 
 def _measured(record: EpisodeRecord) -> str:

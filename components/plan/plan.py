@@ -46,7 +46,7 @@ def run(  # noqa: PLR0913  the pipeline's parameters
     for which the profile names none. Raises UserError.
     """
     config = profiles.load(profile, seed=seed if seed >= 0 else None)
-    splits = preflight.check(config, checkpoint_uri)
+    splits = preflight.check(config, checkpoint_uri, warn=lambda text: progress.emit("plan", "warn", text=text))
     credentials.refuse(tracking_uri, "tracking_uri")
     if not store_uri:
         raise UserError("pipeline", "store_uri", "is empty", "name a folder or bucket, such as s3://bucket/runs")

@@ -1,5 +1,6 @@
 """One update's experience: rounds of groups on the rollout engine until enough have mixed outcomes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from components.rl.state import ExperienceGroup, RlState
 from gripline import progress
 from gripline.config import RlConfig
 from gripline.rollout.stats import RolloutStats
-from gripline.types import EpisodeSpec
+from gripline.types import EpisodeRecord, EpisodeSpec
 
 if TYPE_CHECKING:
     from gripline.rollout.messages import Decoding
@@ -33,6 +34,10 @@ class Sampled:
     """Groups kept from before that grew too old."""
     rounds: int = 0
     rollouts: list[RolloutStats] = field(default_factory=list)
+    ended: list[EpisodeRecord] = field(default_factory=list)
+    """Every episode of this iteration's rounds that came to its end."""
+    taken: list[EpisodeRecord] = field(default_factory=list)
+    """Those of them that are in groups to learn from now."""
 
     def metrics(self, *, version: int) -> dict[str, float]:
         """Sampling figures of the iteration. version: updates that the learner has made before this one."""
@@ -62,10 +67,14 @@ class Sampler:
         *,
         kept: list[ExperienceGroup],
         seed: int,
+        penalty: Callable[[EpisodeRecord], float] = lambda record: 0.0,
     ) -> None:
-        """state: its counters of drawn groups and of control steps are counted up here. kept: from before a resume."""
+        """state: its counters of drawn groups and of control steps are counted up here. kept: from before a resume.
+
+        penalty: what an episode loses of its reward.
+        """
         self._engine, self._train, self._config, self._state, self._seed = engine, train, config, state, seed
-        self.kept = kept
+        self.kept, self._penalty = kept, penalty
 
     def sample(self, *, learner_version: int) -> Sampled:
         """Run rounds until an update has enough mixed groups, or the rounds are used up.
@@ -96,11 +105,12 @@ class Sampler:
         decoding = Decoding(greedy=False, temperature=config.temperature, keep_trajectory=True)
 
         def note(episode: Any) -> set[int]:
-            return round_.ended(episode.index, None if episode.record.error else episode.record.success)
+            success = None if episode.record.error else episode.record.success
+            return round_.ended(episode.index, success, self._penalty(episode.record))
 
         finished = {episode.index: episode for episode in self._engine.run(specs, decoding, useless=note)}
         self._book(out)
-        usable = [episode.record for episode in finished.values() if not episode.record.error]
+        usable = [finished[index].record for index in sorted(finished) if not finished[index].record.error]
         if not usable:
             errors = sorted({episode.record.error for episode in finished.values()})
             raise RuntimeError(f"every simulator failed: {errors[0] if errors else 'no episode ended'}")
@@ -120,6 +130,8 @@ class Sampler:
         out.drawn_groups += round_.num_groups
         out.episodes += len(usable)
         out.successes += sum(record.success for record in usable)
+        out.ended += usable
+        out.taken += [finished[index].record for mixed in wanted for index in mixed.members]
         out.rounds += 1
         for task, share in round_.mixed_share().items():
             state.mixed_share[task] = (state.mixed_share[task] + share) / 2

@@ -38,19 +38,21 @@ class Round:
         self.num_groups = len(self._tasks)
         self._success: dict[int, bool | None] = {}
         """How episodes ended, by position; None: the simulator failed."""
+        self._penalty: dict[int, float] = {}
         self._left = [config.group_size] * self.num_groups
         self._decided: list[int] = []
         """Groups without running members, in the order in which they came to that."""
         self._useless: set[int] = set()
         """Groups that will certainly not be learned from."""
 
-    def ended(self, index: int, success: bool | None) -> set[int]:
+    def ended(self, index: int, success: bool | None, penalty: float = 0.0) -> set[int]:
         """Note how an episode ended (None: its simulator failed); returns running episodes that became useless.
 
-        An episode that was cancelled because it had become useless is reported with None too.
+        An episode that was cancelled because it had become useless is reported with None too. penalty: what a success
+        loses of its reward. Which groups are mixed depends on success alone, so that it means the same with penalties.
         """
         group = index // self._config.group_size
-        self._success[index] = success
+        self._success[index], self._penalty[index] = success, penalty
         self._left[group] -= 1
         if not self._left[group]:
             self._decided.append(group)
@@ -92,9 +94,10 @@ class Round:
         if self._left[group] or group in self._useless:
             return None
         members = tuple(index for index in self._members(group) if self._success[index] is not None)
-        rewards_G = np.array([float(bool(self._success[index])) for index in members])
-        if len(members) < 2 or not is_mixed(rewards_G, self._config.keep_success):
+        successes_G = np.array([float(bool(self._success[index])) for index in members])
+        if len(members) < 2 or not is_mixed(successes_G, self._config.keep_success):
             return None
+        rewards_G = successes_G - np.array([self._penalty[index] for index in members])
         advantages_G = group_advantages(rewards_G, normalise_std=self._config.normalise_std)
         return MixedGroup(self._members(group)[0], members, tuple(float(value) for value in advantages_G))
 

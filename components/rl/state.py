@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from components.rl.guard import Memory
 from gripline.errors import UserError
 from gripline.types import Trajectory
 
@@ -49,6 +50,7 @@ class RlState(BaseModel):
     """Iterations in a row without one group to learn from."""
     best_success: float = -1.0
     best_iteration: int = -1
+    guard: Memory = Field(default_factory=Memory)
 
 
 def complete(files: Iterable[str]) -> list[str]:

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from components.rl.guard import Guard
 from components.rl.sampler import Sampled, Sampler
 from components.rl.state import ExperienceGroup, RlState
 from gripline import __version__, progress, stopping
-from gripline.checkpoint import MANIFEST_FILE, file_hash, hash_at
+from gripline.checkpoint import MANIFEST_FILE, file_hash, hash_at, manifest_at
 from gripline.errors import UserError
 from gripline.metrics import MetricsLog
+from gripline.seen_states import seen_in, united
 from gripline.splits import Splits
 from gripline.stages import RlStage, RunContext
 from gripline.store import RunStore, StageResult, digest, read_once
@@ -31,7 +33,8 @@ def run(*, context: str, config: str, policy_uri: str, splits_path: str) -> dict
     stage = RlStage.model_validate_json(config)
     store = RunStore(run_context.run_dir)
     splits = Splits.read(splits_path)
-    decides = stage.model_dump_json(exclude={"rollout"})  # how episodes are run changes none of them
+    watched = set() if stage.rl.guard.decides else {"guard"}  # nor does a guard that only watches
+    decides = stage.model_dump_json(exclude={"rollout": True, "rl": watched})  # how episodes are run changes none
     fingerprint = digest(decides, hash_at(policy_uri), *splits.hashes.values())
     finished = StageResult.find(store, "rl", fingerprint)
     if finished is not None:
@@ -86,6 +89,7 @@ def _actors(stage: RlStage, policy_uri: str) -> Iterator[tuple[Any, Any]]:
         learner = options(LearnerActor).remote(policy_uri, stage.rl, stage.seed)
         try:
             with standard_engine(stage.env, policy_uri, stage.rollout) as engine:
+                progress.emit("rl", "note", text="env workers and policy servers are ready")
                 yield engine, learner
         finally:
             ray.kill(learner)
@@ -110,6 +114,8 @@ class Trainer:
         self.trace_folder: Path = store.local / "rl" / "trace"
         self._train = {task: [spec for spec in splits.lists["train"] if spec.task == task] for task in stage.env.tasks}
         self._val = splits.lists["val"]
+        parents = manifest_at(policy_uri).provenance.seen_states
+        self._seen_states = united(parents, seen_in([*splits.lists["train"], *self._val]))
         tasks = stage.env.tasks
         self.state = RlState(
             fingerprint=fingerprint, drawn=dict.fromkeys(tasks, 0), mixed_share=dict.fromkeys(tasks, 1.0)
@@ -121,28 +127,33 @@ class Trainer:
         config = self._config
         kept = self._resume()
         state = self.state
-        self._sampler = Sampler(engine, self._train, config, state, kept=kept, seed=self._seed)
+        self._guard = guard = Guard(config.guard, state.guard)
+        guard.check()
+        self._sampler = Sampler(engine, self._train, config, state, kept=kept, seed=self._seed, penalty=guard.penalty)
         if state.iteration == 0:
-            progress.emit("rl", "note", text=f"validation success before RL: {self._validate():.3f}")
+            before = self._validate()
+            progress.emit("rl", "note", text=f"validation success before RL: {before['val/success']:.3f}")
         ahead: Sampled | None = None
         while state.iteration < config.iterations and state.starving < STARVING_LIMIT:
             started = time.perf_counter()
             iteration = state.iteration
             sampled = ahead or self._sample(iteration, learner_version=state.version)
-            metrics = sampled.metrics(version=state.version)
+            metrics = sampled.metrics(version=state.version) | guard.watch("train", sampled.ended, sampled.taken)
             update = self._start_update(sampled, iteration)
             ahead = self._sample_ahead(iteration) if update is not None else None
             metrics |= self._finish_update(update)
             state.iteration += 1
             if state.iteration == config.iterations or state.iteration % config.validate_every == 0:
-                metrics["val/success"] = self._validate()
+                metrics |= self._validate()
             state.seconds += time.perf_counter() - started
             metrics["seconds"] = state.seconds
             self._log.log(iteration, metrics)
             self._show(metrics)
-            stops = bool(stopping.requested()) and ahead is None and state.iteration < config.iterations
+            stops = bool(stopping.requested() or guard.stops) and ahead is None and state.iteration < config.iterations
             if stops or state.iteration == config.iterations or state.iteration % config.checkpoint_every == 0:
                 self._checkpoint()
+            if ahead is None:
+                guard.check()
             if stops:
                 stopping.check()
         if state.iteration < config.iterations:
@@ -190,7 +201,7 @@ class Trainer:
 
     def _sample_ahead(self, iteration: int) -> Sampled | None:
         """Experience for the next iteration while the learner makes this one's update, if that is wanted."""
-        if not self._config.overlap or self._pauses_after(iteration) or stopping.requested():
+        if not self._config.overlap or self._pauses_after(iteration) or stopping.requested() or self._guard.stops:
             return None
         return self._sample(iteration + 1, learner_version=self.state.version + 1)
 
@@ -229,21 +240,24 @@ class Trainer:
         self._engine.set_weights(self._learner.weights.remote())
         return {f"learn/{name}": value for name, value in metrics.items()}
 
-    def _validate(self) -> float:
+    def _validate(self) -> dict[str, float]:
         """Greedy success on the validation list; the best weights so far are kept on disk at once."""
         from gripline.rollout.actors import Decoding
 
-        records = [episode.record for episode in self._engine.run(self._val, Decoding(greedy=True))]
+        episodes = sorted(self._engine.run(self._val, Decoding(greedy=True)), key=lambda episode: episode.index)
+        records = [episode.record for episode in episodes]
         if all(record.error for record in records):
             raise RuntimeError(f"every simulator failed during validation: {records[0].error}")
         success = float(sum(record.success for record in records)) / len(records)
         if success >= self.state.best_success:
             self._keep_best()
             self.state.best_success, self.state.best_iteration = success, self.state.iteration
-        return success
+        ended = [record for record in records if not record.error]
+        return {"val/success": success} | self._guard.watch("val", ended, ended)
 
     def _show(self, metrics: dict[str, float]) -> None:
         shown = {name.split("/")[-1]: metrics[name] for name in ("train/success", "train/mixed_groups")}
+        shown |= self._guard.shown(metrics)
         shown |= {"val": self.state.best_success, "steps_per_s": metrics["rollout/useful_steps_per_s"]}
         progress.emit("rl", "advance", done=self.state.iteration, total=self._config.iterations, metrics=shown)
 
@@ -291,6 +305,7 @@ class Trainer:
             "stage": "rl",
             "parent": hash_at(self.policy_uri),
             "split_hashes": self._context.split_hashes,
+            "seen_states": self._seen_states,
             "config": json.loads(self._config.model_dump_json()),
             "code_version": __version__,
             "mlflow_run_id": self._context.parent_run_id,

@@ -99,6 +99,7 @@ def _train(
         stage="sft",
         data_hash=data_hash,
         split_hashes=context.split_hashes,
+        seen_states=demos.seen_states,
         config=json.loads(stage.model_dump_json()),
         code_version=__version__,
         mlflow_run_id=context.parent_run_id,

@@ -5,7 +5,7 @@ Shape letters: F frames (every view of a frame is a frame of its own), N H W C, 
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ class DemoSet:
     instructions: tuple[str, ...]
     facts: dict[str, str | int | float]
     """Where it came from: number of demonstrations, failed attempts, seconds."""
+    seen_states: dict[str, str] = field(default_factory=dict)
+    """The initial states shown, held-out ones included: `gripline.seen_states`."""
 
     def __len__(self) -> int:
         return len(self.images_FNHWC)
@@ -53,7 +55,8 @@ class DemoSet:
 
     def save(self, folder: Path) -> None:
         """Write `demos.safetensors`, whole or not at all. Raises UserError when the disk does not take it."""
-        metadata = {"instructions": json.dumps(self.instructions), "facts": json.dumps(self.facts)}
+        texts = {"instructions": self.instructions, "facts": self.facts, "seen_states": self.seen_states}
+        metadata = {name: json.dumps(value) for name, value in texts.items()}
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         with whole(folder / FILE_NAME) as temporary:
             save_file(arrays, temporary, metadata=metadata)
@@ -70,6 +73,7 @@ class DemoSet:
                 **{name: arrays[name] for name in _ARRAYS},
                 instructions=tuple(json.loads(metadata["instructions"])),
                 facts=json.loads(metadata["facts"]),
+                seen_states=json.loads(metadata["seen_states"]) if "seen_states" in metadata else {},
             )
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -85,9 +89,7 @@ class DemoSet:
         return self._where(~mask_F), self._where(mask_F)
 
     def _where(self, mask_F: np.ndarray) -> "DemoSet":
-        return DemoSet(
-            **{name: getattr(self, name)[mask_F] for name in _ARRAYS}, instructions=self.instructions, facts=self.facts
-        )
+        return replace(self, **{name: getattr(self, name)[mask_F] for name in _ARRAYS})
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from gripline.config import EnvConfig
 from gripline.errors import UserError, did_you_mean
+from gripline.splits_config import Axis
 from gripline.types import EnvSpec
 
 Box = tuple[tuple[float, ...], tuple[float, ...]]
@@ -42,6 +43,17 @@ class SuiteInfo:
     action_high_A: tuple[float, ...]
     control_hz: float
     tasks: dict[str, TaskInfo]
+    axes: tuple[Axis, ...]
+    """OOD axes that change something here."""
+    textures: tuple[str, ...]
+    """Other surfaces that the table can have."""
+    hand_directions: tuple[tuple[float, float, float], ...]
+    """Where the hand's start may be moved without meeting an object or the end of its reach."""
+    distractor_places_m: tuple[tuple[float, float], ...]
+    """Where on the table (x, y) no task has anything; each as far from the next as two distractors need."""
+    distractor_jitter_m: float
+    distractor_size_m: tuple[float, float]
+    """Half width, from and to."""
     needs_gl: bool = True
     """Whether pictures come from OpenGL, so that a working renderer must be found before worker processes start."""
 
@@ -201,6 +213,16 @@ METAWORLD = SuiteInfo(
     action_high_A=(1.0, 1.0, 1.0, 1.0),
     control_hz=80.0,
     tasks=_METAWORLD_TASKS,
+    axes=get_args(Axis),
+    textures=("metal", "tiles"),
+    hand_directions=((-1, 0, 0), (1, 0, 0), (0, 0, 1), (-1, 0, 1), (1, 0, 1)),
+    distractor_places_m=(
+        *((x_m, y_m) for x_m in (-0.55, -0.46) for y_m in (0.68, 0.76, 0.84)),  # at the back
+        *((x_m, 0.48) for x_m in (-0.24, -0.14, -0.04, 0.06)),  # in front, below the hand
+        *((x_m, 0.39) for x_m in (-0.14, -0.05)),
+    ),
+    distractor_jitter_m=0.01,
+    distractor_size_m=(0.02, 0.03),
 )
 
 _TOY_INSIDE: Box = ((0.35,), (0.65,))
@@ -214,6 +236,12 @@ TOY = SuiteInfo(
     action_high_A=(1.0, 1.0),
     control_hz=10.0,
     needs_gl=False,
+    axes=tuple(axis for axis in get_args(Axis) if axis != "physics"),  # nothing here has mass or friction
+    textures=("checks", "stripes"),
+    hand_directions=((0, 1, 0), (0, -1, 0)),  # sideways it might touch a square at once
+    distractor_places_m=tuple((x / 4, y) for x in range(-3, 4) for y in (-0.85, 0.85)),
+    distractor_jitter_m=0.03,
+    distractor_size_m=(0.05, 0.08),
     tasks={
         f"toy-{colour}": TaskInfo(
             f"touch the {colour} square",
@@ -224,6 +252,16 @@ TOY = SuiteInfo(
             outside=_TOY_OUTSIDE,
         )
         for colour in ("red", "blue")
+    }
+    | {
+        "toy-edge": TaskInfo(
+            "touch the upper edge",
+            ("please go to that upper rim", "move up onto this edge"),
+            "the dot touches the upper edge",
+            scene="toy",
+            inside=_TOY_INSIDE,
+            outside=_TOY_OUTSIDE,
+        )
     },
 )
 

@@ -1,12 +1,13 @@
-"""A two-dimensional world without a simulator: a dot, a red and a blue square, and a text that says which to touch.
+"""A two-dimensional world without a simulator: a dot, a red and a blue square, and a text that says what to touch.
 
 It obeys the same contract as every other environment, costs microseconds, and is what the tests of rollouts, learning
-and evaluation run on. Two tasks share one scene, so that only the text tells them apart.
+and evaluation run on. Its tasks share one scene, so that only the text tells them apart.
 """
 
 import numpy as np
 
 from gripline.config import EnvConfig
+from gripline.envs import toy_observer
 from gripline.envs.demonstration import Demonstration
 from gripline.envs.suites import env_spec, task_info
 from gripline.errors import UserError
@@ -15,6 +16,10 @@ from gripline.types import EpisodeSpec, Observation, Perturbation, Step
 SPEED = 0.08
 """World units per control step at full action; the world is the square [-1, 1]²."""
 TOUCH = 0.22
+HAND_SCALE = 5.0
+"""World units that the dot's start moves for each metre of a hand's."""
+FOV_DEG = 42.0
+"""What a change of the field of view refers to."""
 
 
 class ToyEnv:
@@ -25,6 +30,7 @@ class ToyEnv:
         self.spec = env_spec(config)
         self._target = np.zeros((2, 2))
         self._dot = np.zeros(2)
+        self._path: list[np.ndarray] = []
         self._episode: EpisodeSpec | None = None
         self._num_steps = 0
         self._running = False
@@ -36,7 +42,9 @@ class ToyEnv:
         (low,), (high,) = info.inside if spec.region == "inside" else info.outside[0]
         sides = np.array([-1.0, 1.0]) if rng.random() < 0.5 else np.array([1.0, -1.0])
         self._target = np.stack([sides * rng.uniform(low, high, 2), rng.uniform(-0.6, 0.6, 2)], axis=1)
-        self._dot = rng.uniform(-0.1, 0.1, 2)
+        offset = HAND_SCALE * np.array(spec.perturbation.hand_offset_m[:2])
+        self._dot = np.clip(rng.uniform(-0.1, 0.1, 2) + offset, -1, 1)
+        self._path = [self._dot]
         self._episode, self._num_steps, self._running = spec, 0, True
         return self._observe()
 
@@ -47,6 +55,7 @@ class ToyEnv:
         executed, success, truncated = 0, False, False
         for action_A in np.repeat(np.clip(actions_KA, -1, 1), self._config.hold_steps, axis=0):
             self._dot = np.clip(self._dot + SPEED * action_A.astype(np.float64), -1, 1)
+            self._path.append(self._dot)
             executed += 1
             self._num_steps += 1
             success = bool(np.linalg.norm(self._dot - self._goal()) < TOUCH)
@@ -54,9 +63,11 @@ class ToyEnv:
             if success or truncated:
                 break
         observation = self._observe()
-        if success or truncated:
-            self._running = False
-        return Step(observation, success, truncated, executed)
+        if not (success or truncated):
+            return Step(observation, success, truncated, executed)
+        self._running = False
+        outcome = toy_observer.outcome(self._path, self._goal(), success=success, control_hz=self.spec.control_hz)
+        return Step(observation, success, truncated, executed, outcome)
 
     def expert_chunk_KA(self, num_actions: int) -> np.ndarray:
         """Straight towards the square that the task names."""
@@ -94,6 +105,8 @@ class ToyEnv:
     def _goal(self) -> np.ndarray:
         if self._episode is None:
             raise UserError("toy", "", "no episode is running", "call reset first")
+        if self._episode.task == "toy-edge":
+            return np.array([self._dot[0], 1.0])
         goal: np.ndarray = self._target[0 if self._episode.task == "toy-red" else 1]
         return goal
 
@@ -107,18 +120,29 @@ class ToyEnv:
         side = self._config.image_size_px
         if look.blank_image:
             return np.zeros((side, side, 3), np.uint8)
-        image = np.full((side, side, 3), 60.0)
-        shift = np.array(look.camera_offset_m[:2]) * 2
-        shapes = (
-            (self._target[0], 3, (200, 30, 30)),
-            (self._target[1], 3, (30, 30, 200)),
-            (self._dot, 2, (220, 220, 220)),
-        )
+        image = _background(side, look.texture)
+        shift, zoom = np.array(look.camera_offset_m[:2]) * 2, 0.9 * (FOV_DEG / (FOV_DEG + look.fov_offset_deg))
+        shapes = [
+            (np.array(thing.centre_m), thing.size_m * 16, np.array(thing.rgb) * 255) for thing in look.distractors
+        ]
+        shapes += [
+            (self._target[0], 3, np.array((200, 30, 30))),
+            (self._target[1], 3, np.array((30, 30, 200))),
+            (self._dot, 2, np.array((220, 220, 220))),
+        ]
         for centre, radius, colour in shapes:
-            column, row = ((centre - shift) * [1, -1] * 0.9 + 1) / 2 * side
+            column, row = ((centre - shift) * [1, -1] * zoom + 1) / 2 * side
             reach = radius * side / 32
             rows = slice(max(0, int(row - reach)), max(0, int(row + reach) + 1))
             columns = slice(max(0, int(column - reach)), max(0, int(column + reach) + 1))
             image[rows, columns] = colour
         lit: np.ndarray = np.clip(image * look.light_gain * np.array(look.colour_gain), 0, 255).astype(np.uint8)
         return lit
+
+
+def _background(side_px: int, texture: str) -> np.ndarray:
+    image = np.full((side_px, side_px, 3), 60.0)
+    rows, columns = np.indices((side_px, side_px)) * 8 // side_px % 2
+    if texture:
+        image[(rows == 1) if texture == "stripes" else (rows != columns)] = 110.0
+    return image

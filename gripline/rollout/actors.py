@@ -31,7 +31,7 @@ from gripline.rollout.messages import (
 )
 from gripline.rollout.slots import Slots
 from gripline.rollout.trace import TraceEvent
-from gripline.types import ActionBatch, Env, EpisodeRecord, EpisodeSpec, Observation, Step, Trajectory
+from gripline.types import ActionBatch, Env, EpisodeRecord, EpisodeSpec, Observation, Outcome, Step, Trajectory
 
 __all__ = ["Decoding", "EnvWorker"]
 
@@ -66,6 +66,7 @@ class _Episode:
     step_s: float = 0.0
     num_steps: int = 0
     success: bool = False
+    outcome: Outcome | None = None
     observations: list[Observation] = field(default_factory=list)
     """Only if the trajectory is kept."""
     answers: list[ActionBatch] = field(default_factory=list)
@@ -75,6 +76,7 @@ class _Episode:
         self.step_s += seconds
         self.num_steps += step.num_steps
         self.success = step.success
+        self.outcome = step.outcome
         self.answers.append(answer)
         if observation is not None:
             self.observations.append(observation)
@@ -296,6 +298,8 @@ def _record(episode: _Episode, decoding: Decoding) -> EpisodeRecord:
         num_steps=episode.num_steps,
         num_chunks=len(episode.answers),
         actions_TKA=actions,
+        failure=episode.outcome.failure if episode.outcome else "",
+        conduct=episode.outcome.conduct if episode.outcome else None,
     )
 
 

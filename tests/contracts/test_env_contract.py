@@ -2,23 +2,27 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from gripline.axes import draw_changes
 from gripline.config import EnvConfig
 from gripline.envs import make_env
 from gripline.envs.suites import SUITES, Box, env_spec, task_info
 from gripline.errors import UserError
-from gripline.types import Env, EpisodeSpec, Observation, Perturbation
+from gripline.failures import FAILURES
+from gripline.splits_config import Axis, OodConfig
+from gripline.types import Env, EpisodeSpec, Observation, Outcome, Perturbation
 
 NUM_EPISODES = 5
 """Per task, where success rates are compared."""
 
 
 def chosen_tasks(suite: str) -> tuple[str, ...]:
-    """Two tasks that share a scene, and one more."""
+    """Two tasks that share a scene, and one of another scene if there is one."""
     tasks = SUITES[suite].tasks
     scenes = [info.scene for info in tasks.values()]
     shared = [task for task, info in tasks.items() if scenes.count(info.scene) > 1]
@@ -53,6 +57,16 @@ def run_random(env: Env, spec: EpisodeSpec, num_chunks: int) -> list[Observation
         if step.success or step.truncated:
             break
     return observations
+
+
+def run_expert(env: Env, spec: EpisodeSpec) -> list[Observation]:
+    """The observations of an episode in which the expert acts, which touches the object."""
+    observations = [env.reset(spec)]
+    while True:
+        step = env.step(env.expert_chunk_KA(1))
+        observations.append(step.observation)
+        if step.success or step.truncated:
+            return observations
 
 
 def run_to_end(env: Env, spec: EpisodeSpec, *, expert: bool) -> tuple[bool, bool, list[int]]:
@@ -119,11 +133,8 @@ def test_same_spec_same_episode_whatever_came_before(env: Env, other_env: Env, s
 
 def test_two_instances_may_take_turns(env: Env, other_env: Env, suite: str) -> None:
     """Catches instances that share a model, a look or a buffer: slots of one worker interleave exactly like this."""
-    look = Perturbation(light_gain=0.6, colour_gain=(0.8, 1.0, 1.2))
-    spec, disturbing = (
-        spec_of(suite, env.spec.tasks[0], seed=1),
-        spec_of(suite, env.spec.tasks[1], 2, perturbation=look),
-    )
+    spec = spec_of(suite, env.spec.tasks[0], seed=1)
+    disturbing = spec_of(suite, env.spec.tasks[1], 2, perturbation=everything(suite))
     alone = run_random(env, spec, 5)
     kept = [observation.images_NHWC.copy() for observation in alone]
     rng = np.random.default_rng(3)
@@ -153,24 +164,113 @@ def test_tasks_of_one_scene_look_the_same(env: Env, suite: str) -> None:
             assert same(one, two), (seed, region)
 
 
-PERTURBATIONS = {
-    "camera": Perturbation(camera_offset_m=(0.06, -0.03, 0.05)),
-    "light": Perturbation(light_gain=0.5),
-    "colour": Perturbation(colour_gain=(0.75, 1.0, 1.2)),
-}
+OTHER_CHANGES = ("position", "paraphrase", "unseen_task")
+"""Axes that change something else than the perturbation."""
+SEEN_ONLY = ("camera", "light", "colour", "fov", "texture", "distractors")
+"""Axes that change the picture and nothing else."""
 
 
-@pytest.mark.parametrize("name", sorted(PERTURBATIONS))
-def test_a_perturbation_changes_the_picture_only_and_is_undone(env: Env, suite: str, name: str) -> None:
+def on_axis(axis: Axis, suite: str, task: str, index: int = 0) -> Perturbation:
+    changes = draw_changes(axis, OodConfig(), suite, task, index, np.random.default_rng(index))
+    return Perturbation.model_validate(changes["perturbation"])
+
+
+def combined(axes: Iterable[Axis], suite: str, task: str, index: int = 0) -> Perturbation:
+    """Several axes at once."""
+    parts = [on_axis(axis, suite, task, index).model_dump(exclude_defaults=True) for axis in axes]
+    return Perturbation.model_validate({name: value for part in parts for name, value in part.items()})
+
+
+def everything(suite: str) -> Perturbation:
+    """All of the suite's axes at once."""
+    axes = [axis for axis in SUITES[suite].axes if axis not in OTHER_CHANGES]
+    return combined(axes, suite, next(iter(SUITES[suite].tasks)))
+
+
+@pytest.mark.parametrize("axis", SEEN_ONLY)
+def test_a_look_changes_the_picture_only_and_is_undone(env: Env, suite: str, axis: Axis) -> None:
     """Catches a shift that does nothing, one that changes the physics, and one that outlives its episode."""
     for task in env.spec.tasks:
         plain = run_random(env, spec_of(suite, task), 3)
-        shifted = run_random(env, spec_of(suite, task, perturbation=PERTURBATIONS[name]), 3)
-        for before, after in zip(plain, shifted, strict=True):
-            change = np.abs(before.images_NHWC.astype(int) - after.images_NHWC)
-            assert change.mean() > 1, (task, name)
-            assert np.array_equal(before.proprio_P, after.proprio_P)
+        for index in range(2):
+            shifted = run_random(env, spec_of(suite, task, perturbation=on_axis(axis, suite, task, index)), 3)
+            for before, after in zip(plain, shifted, strict=True):
+                change = np.abs(before.images_NHWC.astype(int) - after.images_NHWC)
+                assert change.mean() > 0.3 and change.max() > 30, (task, axis, index)
+                assert np.array_equal(before.proprio_P, after.proprio_P)
         assert all(map(same, plain, run_random(env, spec_of(suite, task), 3)))
+
+
+def test_the_suite_s_axes_are_those_that_change_something(env: Env, suite: str) -> None:
+    """Catches an axis that is offered and does nothing: its episodes would be IID ones under another name."""
+    task = env.spec.tasks[0]
+
+    env.reset(spec_of(suite, task))
+    actions = [env.expert_chunk_KA(1)]  # the expert's touch the object
+    while not env.step(actions[-1]).success:
+        actions.append(env.expert_chunk_KA(1))
+
+    def course(perturbation: Perturbation) -> Iterator[tuple[bytes, bool]]:
+        """What is seen, and whether that was the end."""
+        yield env.reset(spec_of(suite, task, perturbation=perturbation)).images_NHWC.tobytes(), False
+        for chunk_KA in actions:
+            step = env.step(chunk_KA)
+            yield step.observation.images_NHWC.tobytes(), step.success
+            if step.success:
+                return
+
+    plain = list(course(Perturbation()))
+    for axis in get_args(Axis):
+        if axis not in OTHER_CHANGES:
+            other = course(on_axis(axis, suite, task))
+            differs = any(before != after for before, after in zip(plain, other, strict=False))
+            assert differs == (axis in SUITES[suite].axes), axis
+
+
+def test_the_hand_starts_elsewhere(env: Env, suite: str) -> None:
+    """Catches a hand that is back at its usual place when the episode begins, or elsewhere the second time."""
+    for task in env.spec.tasks:
+        usual = env.reset(spec_of(suite, task)).proprio_P
+        for index in range(4):
+            look = on_axis("robot", suite, task, index)
+            first = env.reset(spec_of(suite, task, perturbation=look))
+            again = env.reset(spec_of(suite, task, perturbation=look))
+            assert same(first, again)
+            assert np.linalg.norm(first.proprio_P - usual) > 0.04, (task, look.hand_offset_m)
+
+
+def test_the_expert_still_succeeds_where_hand_and_physics_differ(env: Env, suite: str) -> None:
+    """Catches a shift that makes a task impossible: all policies would score zero on it."""
+    axes = [axis for axis in ("robot", "physics") if axis in SUITES[suite].axes]
+    for task in env.spec.tasks:
+        looks = [combined(axes, suite, task, index) for index in range(NUM_EPISODES)]
+        specs = [spec_of(suite, task, seed, perturbation=look) for seed, look in enumerate(looks)]
+        assert sum(run_to_end(env, spec, expert=True)[0] for spec in specs) >= 0.8 * NUM_EPISODES, task
+
+
+def test_all_perturbations_together_leave_nothing_behind(env: Env, suite: str) -> None:
+    """Catches a look, a weight or a place that outlives its episode: no environment may remember one."""
+    tasks = env.spec.tasks
+    perturbed = {task: run_expert(env, spec_of(suite, task, 3, perturbation=everything(suite))) for task in tasks}
+    fresh = make_env(config_of(suite))
+    for task in tasks:
+        plain = run_expert(env, spec_of(suite, task, seed=3))
+        untouched = run_expert(fresh, spec_of(suite, task, seed=3))
+        assert len(plain) == len(untouched) and all(map(same, plain, untouched)), task
+        assert not same(perturbed[task][0], plain[0])
+    for task in tasks:
+        again = run_expert(fresh, spec_of(suite, task, 3, perturbation=everything(suite)))
+        assert len(again) == len(perturbed[task]) and all(map(same, again, perturbed[task])), task
+    fresh.close()
+
+
+def test_tasks_that_are_not_configured_may_be_tested(env: Env, suite: str) -> None:
+    """Catches a suite in which axis 'unseen_task' cannot be run."""
+    other = next(task for task in SUITES[suite].tasks if task not in env.spec.tasks)
+    alone = make_env(config_of(suite).model_copy(update={"tasks": (other,)}))
+    here, there = (run_random(one, spec_of(suite, other), 2) for one in (env, alone))
+    assert len(here) == len(there) and all(map(same, here, there))
+    alone.close()
 
 
 def test_blank_image_is_black_and_nothing_else_changes(env: Env, suite: str) -> None:
@@ -242,6 +342,32 @@ def test_the_expert_succeeds_through_held_actions_and_chance_does_not(env: Env, 
         assert sum(by_chance) <= 0.4 * NUM_EPISODES, task
 
 
+def test_the_end_of_an_episode_says_how_it_went_and_says_it_again(env: Env, other_env: Env, suite: str) -> None:
+    """Catches an outcome in the middle, a failure of a success, and figures that depend on what ran before."""
+
+    def outcomes(made: Env, spec: EpisodeSpec, chunks: list[np.ndarray]) -> list[Outcome | None]:
+        made.reset(spec)
+        steps = [made.step(chunk_KA) for chunk_KA in chunks]
+        assert all((step.outcome is not None) == (step.success or step.truncated) for step in steps)
+        return [step.outcome for step in steps]
+
+    for task in env.spec.tasks:
+        for seed, expert in ((1, True), (2, False)):
+            spec, rng = spec_of(suite, task, seed), np.random.default_rng(seed)
+            env.reset(spec)
+            chunks = []
+            while True:
+                chunks.append(env.expert_chunk_KA(1) if expert else random_chunk(env, rng))
+                step = env.step(chunks[-1])
+                if step.success or step.truncated:
+                    break
+            outcome = step.outcome
+            assert outcome is not None and outcome.failure in ("", *FAILURES)
+            assert (outcome.failure == "") == step.success
+            run_random(other_env, spec_of(suite, task, seed=9), 3)
+            assert outcomes(other_env, spec, chunks)[-1] == outcomes(env, spec, chunks)[-1] == outcome
+
+
 def test_asking_the_expert_does_not_change_the_episode(env: Env, suite: str) -> None:
     """Catches a look ahead that is not taken back."""
     spec = spec_of(suite, env.spec.tasks[0], seed=2)
@@ -311,6 +437,7 @@ def test_imports_stay_light(suite: str) -> None:
     """Catches a configuration check that loads a simulator, and environment workers that load torch (0.5 GB each)."""
     script = f"""
 import sys
+from gripline.axes import draw_changes
 from gripline.config import EnvConfig
 from gripline.envs import make_env
 from gripline.envs.suites import env_spec

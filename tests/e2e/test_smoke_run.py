@@ -116,7 +116,7 @@ def test_tracking_has_a_parent_and_a_child_per_stage(finished: Path) -> None:
     runs = client.search_runs([parent.info.experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
     children = [run.info.run_name for run in runs if run.info.run_id != parent.info.run_id]
-    assert sorted(children) == ["eval-rl", "eval-sft", "promote", "rl", "sft"]
+    assert sorted(children) == ["eval-rl", "eval-sft", "gate", "promote", "rl", "sft"]
     summary = read_summary(finished / "summary.json")
     assert parent.data.metrics["run/peak_memory_mb"] == pytest.approx(summary.peak_memory_mb, abs=0.1)
 

@@ -47,6 +47,9 @@ class FakeTracker:
     def log_params(self, params, on="stage"):
         pass
 
+    def log_note(self, markdown, on="stage"):
+        assert markdown
+
     def log_artifact(self, path, folder="", on="stage"):
         assert Path(path).exists()
 
@@ -90,13 +93,18 @@ def context_json(folder: Path, splits) -> str:
 
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory):
-    """(profile, splits file, URI of an SFT checkpoint), made once."""
+    """(profile, splits file, splits, URI of an SFT checkpoint), made once."""
+    return tune(tmp_path_factory.mktemp("toy"), Profile.model_validate(PROFILE))
+
+
+def tune(folder: Path, profile: Profile):
+    """Demonstrations and SFT of a profile, in a folder: (profile, splits file, splits, URI of the checkpoint)."""
+    from contextlib import nullcontext
+
     from components.demos import collect
     from components.sft import train as sft
     from gripline import tracking
 
-    folder = tmp_path_factory.mktemp("toy")
-    profile = Profile.model_validate(PROFILE)
     splits = build_splits(profile)
     splits.write(folder / "splits.json")
     demos = stages.DemosStage(
@@ -105,8 +113,6 @@ def tuned(tmp_path_factory):
     collect.run(config=demos.model_dump_json(), demos_path=str(folder / "demos"), checkpoint_uri="")
     section = stages.SftStage(env=profile.env, policy=profile.policy, sft=profile.sft, seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        from contextlib import nullcontext
-
         patch.setattr(tracking, "stage_run", lambda context, stage: nullcontext(FakeTracker()))
         result = sft.run(
             context=context_json(folder, splits),
@@ -117,3 +123,13 @@ def tuned(tmp_path_factory):
     losses = [row["train/loss"] for row in read_metrics(folder / "sft" / "metrics.jsonl")]
     assert losses[-1] < losses[0] - 0.5
     return profile, folder / "splits.json", splits, result["uri"]
+
+
+@pytest.fixture(scope="module")
+def toy_engine(tuned):
+    """A rollout engine with the policy of `tuned`, for tests that need no one of their own: a start takes seconds."""
+    from gripline.rollout.engine import standard_engine
+
+    profile, _, _, uri = tuned
+    with standard_engine(profile.env, uri, profile.rollout) as engine:
+        yield engine

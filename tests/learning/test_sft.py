@@ -18,6 +18,7 @@ from gripline.checkpoint import read_manifest
 from gripline.config import SftConfig
 from gripline.demos.dataset import DemoSet
 from gripline.errors import UserError
+from gripline.seen_states import unpacked
 from gripline.store import fetch
 
 
@@ -60,6 +61,10 @@ def test_the_checkpoint_says_what_it_was_made_from(tuned):
     assert manifest.contract.suite == "toy" and manifest.contract.hold_steps == profile.env.hold_steps
     assert manifest.provenance.split_hashes == splits.hashes
     assert len(manifest.provenance.data_hash) == 64
+    shown = {task: unpacked(text) for task, text in manifest.provenance.seen_states.items()}
+    allowed = {(spec.task, spec.init_seed) for name in ("train", "val") for spec in splits.lists[name]}
+    assert shown.keys() == set(profile.env.tasks) and all(shown.values())
+    assert all((task, seed) in allowed for task, seeds in shown.items() for seed in seeds)
 
 
 def test_a_given_checkpoint_is_handed_on_without_training(tuned, tmp_path):

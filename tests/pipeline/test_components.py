@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from components.eval.component import evaluate
+from components.eval import gate as gate_stage
+from components.eval.component import evaluate, gate
 from components.rl.component import rl
 from components.sft.component import sft
 from gripline.kube import stage
@@ -89,3 +90,35 @@ def test_evaluate(recorder: Recorder, whose: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert recorder.job == f"eval-{whose}" and recorder.bound["stage"] == whose
     assert recorder.bound["results_path"] == str(tmp_path / "r")
+
+
+def test_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: an artifact that reaches the gate under another's name; findings that the UI does not show."""
+    bound: dict[str, Any] = {}
+
+    def run(**arguments: Any) -> dict[str, float]:
+        bound.update(arguments)
+        return {"head_passed": 1.0}
+
+    assert (
+        inspect.signature(gate_stage.run).parameters.keys()
+        == inspect.signature(gate_stage.run)
+        .bind(context="", config="", rl_config="", policy_uri="", demos_path="", results_path="", table_path="")
+        .arguments.keys()
+    )
+    monkeypatch.setattr(gate_stage, "run", run)
+    metrics = artifact()
+    gate.python_func(
+        context=CONTEXT, config="{}", rl_config="{rl}", policy=artifact(uri="s3://b/sft"),
+        demonstrations=artifact("/demos"), results=artifact("/results"), findings=artifact("/table"), metrics=metrics,
+    )  # fmt: skip
+    assert bound == {
+        "context": CONTEXT,
+        "config": "{}",
+        "rl_config": "{rl}",
+        "policy_uri": "s3://b/sft",
+        "demos_path": "/demos",
+        "results_path": "/results",
+        "table_path": "/table",
+    }
+    assert metrics.metadata == {"head_passed": 1.0}

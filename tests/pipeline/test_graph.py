@@ -87,6 +87,7 @@ def test_steps_that_may_be_rayjobs_know_where_and_wait_long_enough(documents: li
 def test_rl_waits_for_the_gate_and_steps_use_the_image_parameter(documents: list[dict[str, Any]]) -> None:
     tasks = documents[0]["root"]["dag"]["tasks"]
     assert "gate" in tasks["rl"]["dependentTasks"]
+    assert tasks["gate"]["inputs"]["artifacts"].keys() == {"policy", "demonstrations", "results"}
     for executor in documents[0]["deploymentSpec"]["executors"].values():
         assert executor["container"]["image"] == "{{$.inputs.parameters['pipelinechannel--image']}}"
         assert "pip install" not in str(executor["container"]["command"])

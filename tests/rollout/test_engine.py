@@ -61,6 +61,7 @@ def calm(checkpoint):
     """What one worker and one policy server make of the episodes."""
     outcomes = trajectories(checkpoint, env_workers=1, slots_per_worker=4)
     assert len({trajectory.tokens_TKA.tobytes() for _, trajectory in outcomes.values()}) == COUNT
+    assert all(record.conduct is not None and bool(record.failure) != record.success for record, _ in outcomes.values())
     return outcomes
 
 

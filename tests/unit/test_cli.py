@@ -98,6 +98,14 @@ def make_checkpoint(folder: Path, **changes: object) -> Path:
         ([*IMPORT, "nosuch"], "nosuch: config.json: is missing"),
         ([*IMPORT, "nosuch", "--chunk", "0"], "argument --chunk: must be 1 or more, got 0"),
         (["compile", "--out", "graph.json"], "graph.json: --out: is no .yaml file"),
+        (["evaluate", "laptop"], "gripline evaluate: needs PROFILE and --from CHECKPOINT, or --merge DIR"),
+        (["evaluate", "laptop", "--from", "no/such"], "no/such: does not exist"),
+        (["evaluate", "laptop", "--from", "x", "--shard", "3/2"], "3/2: --shard: is no shard; write I/N"),
+        (["evaluate", "laptop", "--from", "x", "--set", "eval.samples=2"], "greedy episodes do not differ"),
+        (["evaluate", "--merge", "runs/a", "--shard", "1/2"], "--merge: takes folders only"),
+        (["replay", "runs/a"], "EPISODE: is needed, or --list, and not both"),
+        (["replay", "runs/a", "1"], "runs/a/eval-rl/results.jsonl: no such results file"),
+        (["replay", "runs/a", "1", "--out", "it.mp4"], "it.mp4: --out: is no .gif file"),
         (["compare", "runs/a"], "the following arguments are required: RUN_B"),
         (["compare", "runs/a", "runs/b", "--out", "a.pdf"], "a.pdf: --out: is neither a page nor a picture"),
         (["compare", "runs/a", "runs/b", "--tracking", "http://me:pw@x"], "http://x: --tracking: holds a password"),
@@ -113,7 +121,8 @@ def test_mistakes_are_one_line_without_heavy_imports(tmp_path: Path, arguments: 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["submit", "--help"], ["compare", "--help"], ["profiles"]]
+    "arguments",
+    [["--help"], ["run", "--help"], ["submit", "--help"], ["compare", "--help"], ["evaluate", "--help"], ["profiles"]],
 )
 def test_help_and_profiles_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     code, heavy, errors = run_cli(arguments, tmp_path)

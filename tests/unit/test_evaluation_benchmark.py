@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # a folder of scripts, not a package
 
 import evaluation
+import evaluation_overhead as overhead
 import interval_coverage
 from verdicts import at_least, at_most
 
+from gripline import profiles
+from gripline.splits import build_splits
 from gripline.summary import summarise_policy
 
 
@@ -79,3 +84,30 @@ def test_the_command_measures_and_writes(
     assert min(found["figures"]["loading"]["seconds"].values()) > 0
     assert found["targets"][0]["name"] == "results of 180 episodes, s"
     assert "results of 180 episodes, s ≤ 5" in capsys.readouterr().out
+
+
+class DeafTracker:
+    """Stands in for MLflow."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *given, **named: None
+
+
+def test_the_overhead_is_of_the_same_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_ray: None
+) -> None:
+    """Catches: a stage that finds its former results and runs nothing; a way that is left out."""
+    tiny = ("iid_per_task=2", "ood_per_task=1", "ablation_per_task=1", "train_per_task=2", "val_per_task=1")
+    toy = "env={suite: toy, tasks: [toy-red, toy-blue], image_size_px: 16, hold_steps: 4, horizon_steps: 16}"
+    settings = (toy, "rollout.env_workers=1", *(f"splits.{name}" for name in tiny))
+    monkeypatch.setattr(evaluation, "OVERHEAD_PROFILE", "smoke")
+    monkeypatch.setattr(evaluation, "OVERHEAD_SETTINGS", settings)
+    monkeypatch.setattr(evaluation, "OVERHEAD_REPEATS", 2)
+    monkeypatch.setattr(overhead, "ensure_parent", lambda *given, **named: "0" * 32)
+    monkeypatch.setattr("gripline.tracking.stage_run", lambda context, stage: nullcontext(DeafTracker()))
+    found = evaluation.overhead(0)
+    (figures,) = found.figures.values()
+    assert figures["episodes"] == len(build_splits(profiles.load("smoke", settings)).tested)
+    assert all(figures[name] > 0 for name in (overhead.BARE, overhead.STAGE, overhead.UNTRACKED))
+    assert [verdict.limit for verdict in found.verdicts] == [5]
+    assert found.verdicts[0].measured == figures[overhead.OVERHEAD]

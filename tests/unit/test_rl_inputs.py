@@ -10,6 +10,7 @@ from components.rl import train
 from gripline import profiles, tracking
 from gripline.checkpoint import Contract, Manifest, Provenance, new_checkpoint
 from gripline.errors import UserError
+from gripline.inputs import RunInputs
 from gripline.splits import build_splits
 from gripline.stages import RlStage, RunContext
 
@@ -35,8 +36,8 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(tracking, "stage_run", lambda context, stage: nullcontext(Tracker()))
     monkeypatch.setattr(train, "_actors", start)
 
-    def run(*, policy: str = "first", tested: int = 0, lr: float = 1e-3) -> None:
-        profile = profiles.load("smoke", [f"splits.seed={tested}", f"rl.lr={lr}"])
+    def run(*, policy: str = "first", tested: int = 0, lr: float = 1e-3, guard: str = "warn") -> None:
+        profile = profiles.load("smoke", [f"splits.seed={tested}", f"rl.lr={lr}", f"rl.guard.mode={guard}"])
         splits = build_splits(profile)
         splits.write(tmp_path / "splits.json")
         context = RunContext(
@@ -80,7 +81,7 @@ def _checkpoint(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("change", [{"policy": "second"}, {"tested": 1}, {"lr": 1e-4}])
+@pytest.mark.parametrize("change", [{"policy": "second"}, {"tested": 1}, {"lr": 1e-4}, {"guard": "penalise"}])
 def test_other_inputs_are_refused_and_the_same_are_continued(begin: Any, change: dict[str, Any]) -> None:
     """Catches: a state trained on other episodes, or of another policy, that goes on under a new name."""
     for _ in range(2):
@@ -88,3 +89,14 @@ def test_other_inputs_are_refused_and_the_same_are_continued(begin: Any, change:
             begin()
     with pytest.raises(UserError, match="begun with other inputs"):
         begin(**change)
+
+
+def test_a_guard_that_only_watches_may_be_changed(begin: Any, tmp_path: Path) -> None:
+    """Catches: a run that the guard stopped and that its user cannot continue."""
+    for mode in ("stop", "warn", "off"):
+        with pytest.raises(_StartedError):
+            begin(guard=mode)
+    modes = {mode: RunInputs(profiles.load("smoke", [f"rl.guard.mode={mode}"])) for mode in ("stop", "off", "penalise")}
+    modes["stop"].write(tmp_path)
+    assert not modes["off"].difference(tmp_path)
+    assert "rl.guard.mode" in modes["penalise"].difference(tmp_path)

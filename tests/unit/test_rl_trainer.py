@@ -17,12 +17,14 @@ from components.rl import train as rl
 from components.rl.train import STARVING_LIMIT, Trainer
 from gripline import profiles, stopping
 from gripline.checkpoint import Contract, Manifest, Provenance, new_checkpoint, read_manifest
+from gripline.errors import UserError
 from gripline.metrics import MetricsLog, read_metrics
 from gripline.rollout.stats import RolloutStats
+from gripline.seen_states import seen_in, united
 from gripline.splits import build_splits
 from gripline.stages import RlStage, RunContext
 from gripline.store import RunStore, read_once, written
-from gripline.types import EpisodeRecord, EpisodeSpec, Trajectory
+from gripline.types import Conduct, EpisodeRecord, EpisodeSpec, Trajectory
 
 CONTRACT = Contract(
     suite="metaworld",
@@ -36,6 +38,9 @@ CONTRACT = Contract(
     hold_steps=8,
     num_bins=256,
 )
+
+PARENT_HAS_SEEN = "BwAAAA=="
+"""Init seed 7."""
 
 
 def write_policy(folder: Path, name: str, provenance: Provenance | None = None) -> None:
@@ -60,8 +65,10 @@ class ScriptedEngine:
     num_workers = 1
     record_trace = False
 
-    def __init__(self, succeeds: Callable[[EpisodeSpec], bool]) -> None:
-        self._succeeds = succeeds
+    def __init__(
+        self, succeeds: Callable[[EpisodeSpec], bool], conduct: Callable[[EpisodeSpec], Conduct | None]
+    ) -> None:
+        self._succeeds, self._conduct = succeeds, conduct
         self.last = RolloutStats()
         self.trace: list[Any] = []
 
@@ -74,7 +81,10 @@ class ScriptedEngine:
     def run(self, specs: list[EpisodeSpec], decoding: Any, useless: Any = None) -> Iterator[Finished]:
         self.last = RolloutStats(episodes=len(specs), env_steps=8 * len(specs), wall_s=1.0)
         for index, spec in enumerate(specs):
-            record = EpisodeRecord(spec=spec, success=self._succeeds(spec), num_steps=8, num_chunks=1, actions_TKA=())
+            success = self._succeeds(spec)
+            record = EpisodeRecord(
+                spec=spec, success=success, num_steps=8, num_chunks=1, actions_TKA=(), conduct=self._conduct(spec)
+            )
             arrays = (np.zeros((1, 1, 4, 4, 3), np.uint8), np.zeros((1, 2), np.float32), np.zeros((1, 1, 4), np.int64))
             episode = Finished(index, record, Trajectory("push", *arrays, np.zeros((1, 1, 4), np.float32)))
             if useless is not None:
@@ -94,6 +104,7 @@ class CountingLearner:
 
     def __init__(self) -> None:
         self.updates = 0
+        self.advantages: list[list[float]] = []
         self.update, self.weights = Method(self._update), Method(lambda: {})
         self.save_state, self.load_state = Method(self._save_state), Method(self._load_state)
         self.save_policy = Method(self._save_policy)
@@ -103,6 +114,7 @@ class CountingLearner:
     ) -> dict[str, float]:
         assert len(trajectories) == len(advantages) > 0
         self.updates += 1
+        self.advantages.append(advantages)
         return {"loss": 0.0}
 
     def _save_state(self, uri: str) -> None:
@@ -131,13 +143,15 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def attempt(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Trains in `run_dir` as one process would; `iterations` and other fields of the RL section may be changed."""
-    write_policy(tmp_path / "sft", "start")
+    provenance = Provenance(stage="sft", seen_states={"elsewhere": PARENT_HAS_SEEN})
+    write_policy(tmp_path / "sft", "start", provenance)
 
     def train(
         run_dir: str,
         succeeds: Callable[[EpisodeSpec], bool],
         *,
         learner: CountingLearner | type[CountingLearner] = CountingLearner,
+        conduct: Callable[[EpisodeSpec], Conduct | None] = lambda spec: None,
         after_iteration: Callable[[int], None] = lambda step: None,
         **changes: object,
     ) -> dict[str, Any]:
@@ -159,7 +173,7 @@ def attempt(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         make_trainer = partial(Trainer, stage, context, store, str(tmp_path / "sft"), splits, "f", log)
 
         def actors(stage: RlStage, policy_uri: str) -> Any:
-            return nullcontext((ScriptedEngine(succeeds), learner() if isinstance(learner, type) else learner))
+            return nullcontext((ScriptedEngine(succeeds, conduct), learner() if isinstance(learner, type) else learner))
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rl, "_actors", actors)
@@ -236,7 +250,11 @@ def test_rl_that_has_nothing_to_learn_from_stops_and_hands_on_what_it_has(
         capsys.readouterr().out
     )
     checkpoint = tmp_path / "run" / "rl" / "checkpoint"
-    assert outputs["uri"] == str(checkpoint) and read_manifest(checkpoint).provenance.stage == "rl"
+    provenance = read_manifest(checkpoint).provenance
+    assert outputs["uri"] == str(checkpoint) and provenance.stage == "rl"
+    lists = build_splits(profiles.load("smoke")).lists
+    trained = seen_in([*lists["train"], *lists["val"]])
+    assert provenance.seen_states == united(trained, {"elsewhere": PARENT_HAS_SEEN}), "of its own, and of its parent"
     rows = read_metrics(tmp_path / "run" / "rl" / "metrics.jsonl")
     assert [(row["step"], row["train/mixed_groups"]) for row in rows] == [(step, 0.0) for step in range(STARVING_LIMIT)]
 
@@ -381,3 +399,80 @@ def test_an_attempt_that_was_superseded_writes_no_state(tmp_path: Path, attempt:
     finally:
         stopping.clear()
     assert [path.name for path in (tmp_path / "run" / "rl" / "state").iterdir()] == ["iteration-000001"]
+
+
+class Hacker:
+    """A policy whose success comes with more and more force, as its updates teach it."""
+
+    def __init__(self) -> None:
+        self.learner = CountingLearner()
+
+    def succeeds(self, spec: EpisodeSpec) -> bool:
+        return spec.member % 2 == 0
+
+    def conduct(self, spec: EpisodeSpec) -> Conduct:
+        pushes = spec.split == "val" or spec.member in (0, 4)  # every other success
+        return Conduct(peak_contact_force_n=20.0 + 10.0 * self.learner.updates * pushes)
+
+
+HACKING = {"iterations": 8, "checkpoint_every": 100, "validate_every": 100, "group_size": 8, "groups_per_task": 2}
+
+
+@pytest.mark.parametrize("mode", ["off", "warn"])
+def test_a_guard_that_watches_changes_nothing_that_is_learned(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    hacker = Hacker()
+    changes = HACKING | {"guard.mode": mode}
+    outputs = attempt(str(tmp_path / "run"), hacker.succeeds, learner=hacker.learner, conduct=hacker.conduct, **changes)
+    assert outputs["iterations"] == 8
+    assert np.allclose(np.abs(hacker.learner.advantages), 0.9354, atol=1e-4)
+    told = [line for line in capsys.readouterr().out.splitlines() if "warn guard" in line]
+    assert len(told) == (mode == "warn") and all(
+        "above the limit 40 (2 x the SFT policy's 20)" in line for line in told
+    )
+    rows = read_metrics(tmp_path / "run" / "rl" / "metrics.jsonl")
+    forces = [row["guard/train/conduct/peak_contact_force_n"] for row in rows]
+    assert forces == [20.0 + 5.0 * update for update in range(8)]
+    assert "guard/val/conduct/peak_contact_force_n" in rows[-1]
+
+
+def test_reward_hacking_stops_rl_with_a_checkpoint_and_goes_on_when_the_user_says_so(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]]
+) -> None:
+    """Catches: a GPU day spent on a policy that hits its goal, a stop that loses work, one that cannot be overruled."""
+    run_dir = str(tmp_path / "run")
+    for hacker in (Hacker(), Hacker()):  # the second start stops at once
+        with pytest.raises(UserError, match="above the limit 40") as caught:
+            attempt(
+                run_dir,
+                hacker.succeeds,
+                learner=hacker.learner,
+                conduct=hacker.conduct,
+                **HACKING,
+                **{"guard.mode": "stop"},
+            )
+        assert caught.value.field == "rl.guard.peak_contact_force_n" and "\n" not in caught.value.line
+        states = [path.name for path in (tmp_path / "run" / "rl" / "state").iterdir()]
+        assert states == ["iteration-000006"] and hacker.learner.updates == 6
+    outputs = attempt(
+        run_dir,
+        hacker.succeeds,
+        learner=hacker.learner,
+        conduct=hacker.conduct,
+        **HACKING,
+        **{"guard.mode": "warn"},
+    )
+    assert (outputs["iterations"], hacker.learner.updates) == (8, 8)
+
+
+def test_penalties_turn_learning_away_from_force(tmp_path: Path, attempt: Callable[..., dict[str, Any]]) -> None:
+    """Catches: penalties that reach the failures, or that come before there is a level to compare with."""
+    hacker = Hacker()
+    changes = HACKING | {"guard.mode": "penalise", "guard.peak_contact_force_n.factor": 1.4, "normalise_std": "false"}
+    attempt(str(tmp_path / "run"), hacker.succeeds, learner=hacker.learner, conduct=hacker.conduct, **changes)
+    groups = [np.array(advantages).reshape(-1, 8) for advantages in hacker.learner.advantages]
+    plain = np.array([0.5, -0.5] * 4)
+    pushing_is_worse = np.array([0.5, 0.0, 1.0, 0.0, 0.5, 0.0, 1.0, 0.0]) - 3 / 8
+    for update, advantages in enumerate(groups):
+        assert np.allclose(advantages, pushing_is_worse if update else plain), update

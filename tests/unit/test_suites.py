@@ -1,10 +1,14 @@
 """The registry of suites and tasks."""
 
+import itertools
+
 import pytest
+from annotated_types import Le
 
 from gripline.config import EnvConfig
 from gripline.envs.suites import METAWORLD, SUITES, env_spec, swapped_instruction, task_info
 from gripline.errors import UserError
+from gripline.splits_config import OodConfig
 
 LAPTOP_TASKS = ("faucet-open-v3", "faucet-close-v3", "drawer-open-v3")
 
@@ -59,6 +63,17 @@ def test_instructions_and_paraphrases(suite: str) -> None:
             for mate in mates:
                 assert words(text) & (words(info.instruction) - words(mate.instruction)), text
                 assert not words(text) & (words(mate.instruction) - words(info.instruction)), text
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_distractors_have_places_that_do_not_touch(suite: str) -> None:
+    """Catches a profile whose number of distractors finds no room, and one that hides in another."""
+    info = SUITES[suite]
+    most = next(part.le for part in OodConfig.model_fields["distractors"].metadata if isinstance(part, Le))
+    assert len(set(info.distractor_places_m)) == len(info.distractor_places_m) >= most
+    apart = 2 * (info.distractor_size_m[1] + info.distractor_jitter_m)
+    for (x, y), (other_x, other_y) in itertools.combinations(info.distractor_places_m, 2):
+        assert max(abs(x - other_x), abs(y - other_y)) >= apart - 1e-9
 
 
 def test_env_spec_says_what_success_means() -> None:

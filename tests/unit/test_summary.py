@@ -22,7 +22,7 @@ from gripline.summary import (
     write_summary,
 )
 from gripline.tables import final_metrics, headline, markdown, policy_metrics, render_table, rows
-from gripline.types import EpisodeRecord, EpisodeSpec
+from gripline.types import Conduct, EpisodeRecord, EpisodeSpec
 
 OPEN, CLOSE, DRAWER = "faucet-open", "faucet-close", "drawer-open"
 ABLATIONS = ("no_image", "no_instruction", "swapped_instruction")
@@ -311,5 +311,26 @@ def test_metric_names_make_the_compare_page():
     assert evaluated.items() <= metrics.items()  # the pipeline's run and the evaluation's stand in the same row
     assert f"eval/task/{OPEN}/ood/camera/success" not in evaluated
     assert f"eval/task/{OPEN}/success" in evaluated
+    assert f"eval/task/{OPEN}/ablation/no_image/success" in metrics
+    assert f"eval/task/{OPEN}/ablation/no_image/success" not in evaluated
     assert min(evaluated).startswith("eval/iid/")  # the compare page sorts by name and shows the first few
     assert final["rl/ablation/no_image/success"] == 0.0
+
+
+def test_how_episodes_ended_has_names_of_its_own():
+    """Catches failures of OOD episodes among those of IID, and a compare page whose first rows are not the success."""
+
+    def typed(records, force_n):
+        conduct = Conduct(peak_contact_force_n=force_n)
+        return [
+            record.model_copy(update={"conduct": conduct, "failure": "" if record.success else "dropped"})
+            for record in records
+        ]
+
+    found = summary_of(typed(evaluation(8), 10.0), typed(evaluation(18), 12.34567))
+    metrics, final = policy_metrics(found.rl), final_metrics(found)
+    assert metrics["eval/iid/failure/dropped"] == 0.1
+    assert metrics["eval/iid/conduct/peak_contact_force_n"] == 12.35
+    assert final["sft/iid/failure/dropped"] == 0.6
+    assert final["rl/iid/conduct/peak_contact_force_n"] == 12.35
+    assert not [name for name in final if name.startswith("eval/") and ("failure" in name or "conduct" in name)]

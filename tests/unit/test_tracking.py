@@ -15,6 +15,7 @@ import fsspec
 import pytest
 
 from gripline import delivery
+from gripline.champion import FORMER_TAG, LIST_TAG, SUCCESS_TAG
 from gripline.credentials import redacted
 from gripline.errors import UserError
 from gripline.tracking import (
@@ -304,6 +305,27 @@ def test_a_policy_is_registered_once(client, context, tmp_path):
     assert Path(versions[1].source.removeprefix("file://"), "manifest.json").exists()
     assert versions[2].source == "s3://bucket/rl/checkpoint"
     assert client.get_model_version_by_alias("policy", "champion").version == 2
+
+
+def test_the_alias_never_moves_back_silently(client, context, tmp_path, capsys):
+    """Catches a better champion that is replaced without a word, and one of which nothing remembers that it was."""
+    entry = {"op": "register", "on": "stage", "name": "policy", "alias": "champion", "checkpoint": "s3://b/c"}
+    runs = [("0.90", False, 1), ("0.80", False, 1), ("0.95", False, 3), ("0.80", True, 4)]
+    for number, (success, over_better, champion) in enumerate(runs):
+        context = context.model_copy(update={"run_name": f"run-{number}"})
+        tags = {LIST_TAG: "aa", SUCCESS_TAG: success}
+        for _ in range(2):  # a rerun says the same
+            target(client, context, "promote").apply([entry | {"tags": tags, "over_better": over_better}])
+        assert client.get_model_version_by_alias("policy", "champion").version == champion
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in told] == [
+        "notice policy version 2 is registered",
+        "notice policy version 2 is registered",
+    ]
+    versions = {version.version: version for version in client.search_model_versions("name = 'policy'")}
+    assert FORMER_TAG + "champion" not in versions[2].tags
+    assert versions[3].tags[FORMER_TAG + "champion"] == "1"
+    assert versions[4].tags[FORMER_TAG + "champion"] == "3"
 
 
 def test_a_new_database_is_made_without_chatter(tmp_path, capfd, monkeypatch):

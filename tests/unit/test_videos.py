@@ -5,9 +5,11 @@ import pytest
 from PIL import Image
 
 from components.eval import videos
-from components.eval.videos import Choice, choose_episodes, make_videos, replay
+from components.eval.videos import Choice, choose_episodes, make_videos
+from gripline import replay as replaying
 from gripline.config import EnvConfig
 from gripline.errors import UserError
+from gripline.replay import replay
 from gripline.types import EnvSpec, EpisodeRecord, EpisodeSpec, Observation, Step
 
 CONFIG = EnvConfig(suite="fake", tasks=("push", "pull"), hold_steps=4, horizon_steps=20)
@@ -57,7 +59,7 @@ class FakeEnv:
 @pytest.fixture(autouse=True)
 def fake_env(monkeypatch):
     FakeEnv.drift, FakeEnv.half_chunk_drift, FakeEnv.made = 0.0, 0.0, []
-    monkeypatch.setattr(videos, "make_env", FakeEnv)
+    monkeypatch.setattr(replaying, "make_env", FakeEnv)
 
 
 def record(seed=0, task="push", axis="iid", action=0.1, split=None, num_actions=1, instruction="push it"):

@@ -9,7 +9,7 @@ from gripline.config import EnvConfig
 from gripline.envs.demonstration import Demonstration, held_actions_TKA
 from gripline.envs.gl import choose_renderer
 from gripline.envs.suites import env_spec, task_info
-from gripline.errors import UserError, did_you_mean
+from gripline.errors import UserError
 from gripline.types import EpisodeSpec, Observation, Perturbation, Step
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MetaWorldEnv:
-    """Runs any of `config.tasks`, one episode at a time; pictures come from one camera (N = 1)."""
+    """Runs any task of the suite, one episode at a time; pictures come from one camera (N = 1)."""
 
     def __init__(self, config: EnvConfig) -> None:
         self.spec = env_spec(config)
@@ -39,7 +39,7 @@ class MetaWorldEnv:
         self._num_steps = 0
 
     def reset(self, spec: EpisodeSpec) -> Observation:
-        """Start the episode that `spec` names. Raises UserError for a task that the configuration does not list."""
+        """Start the episode that `spec` names, of any task of the suite. Raises UserError for an unknown one."""
         self._simulator = self._simulator_of(spec)
         self._simulator.reset(spec.init_seed, spec.region, spec.perturbation)
         self._episode, self._num_steps = spec, 0
@@ -58,11 +58,13 @@ class MetaWorldEnv:
         self._started().claim()
         success = self._run(np.clip(np.asarray(actions_KA, np.float32), self._low_A, self._high_A))
         truncated = not success and self._num_steps >= self._config.horizon_steps
+        outcome = None
         if success or truncated:
             self._episode = None
+            outcome = self._started().observer.outcome(success=success)
         else:
             self._observation = self._observe(self._episode)
-        return Step(self._observation, success, truncated, self._num_steps - before)
+        return Step(self._observation, success, truncated, self._num_steps - before, outcome)
 
     def expert_chunk_KA(self, num_actions: int) -> np.ndarray:
         """What the scripted expert would do from here, K held actions; float32 (K, A).
@@ -131,9 +133,6 @@ class MetaWorldEnv:
         self._episode = None
 
     def _simulator_of(self, spec: EpisodeSpec) -> "Simulator":
-        if spec.task not in self._config.tasks:
-            problem = f"task {spec.task!r} is not listed"
-            raise UserError("env", "tasks", problem, did_you_mean(spec.task, self._config.tasks))
         if spec.task not in self._simulators:
             info = task_info(self._config.suite, spec.task)
             self._simulators[spec.task] = self._new_simulator(spec.task, info, lean=self._config.lean)
@@ -149,7 +148,9 @@ class MetaWorldEnv:
         for action_A in actions_KA:
             for _ in range(min(self._config.hold_steps, self._config.horizon_steps - self._num_steps)):
                 self._num_steps += 1
-                if simulator.step(action_A):
+                solved = simulator.step(action_A)
+                simulator.observer.note()
+                if solved:
                     return True
         return False
 

@@ -11,10 +11,13 @@ import copy
 import functools
 import math
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
 import numpy as np
+
+from gripline.types import Distractor
 
 CAMERA_M = np.array([0.45, 0.1, 0.7])
 AIM_M = np.array([0.0, 0.67, 0.14])
@@ -24,6 +27,13 @@ HIDDEN_GROUP = 5
 BASE_BODIES = ("controller_box", "pedestal_feet", "torso", "pedestal", "head", "screen", "right_arm_base_link")
 LINK_BODIES = (*(f"right_l{number}" for number in range(7)), "right_l1_2", "right_hand")
 MAX_GEOMS = 1000
+Thing = tuple[Distractor, np.ndarray]
+"""What to draw beside the model, and its colour and opacity, float32 (4,)."""
+GEOM_OF_SHAPE = {
+    "box": mujoco.mjtGeom.mjGEOM_BOX,
+    "ball": mujoco.mjtGeom.mjGEOM_SPHERE,
+    "cylinder": mujoco.mjtGeom.mjGEOM_CYLINDER,
+}
 
 
 def hide_from_policy(model: Any) -> None:
@@ -79,15 +89,26 @@ class Canvas:
         self._shape_HWC = (size_px, size_px, 3)
         _canvases.add(self)
 
-    def draw(self, model: Any, data: Any, camera: Any) -> np.ndarray:
-        """An upright picture, uint8 (size, size, 3), of positions that are up to date."""
+    def draw(self, model: Any, data: Any, camera: Any, things: Sequence[Thing]) -> np.ndarray:
+        """An upright picture, uint8 (size, size, 3), of positions that are up to date.
+
+        things: what is in the picture only, and not in the model.
+        """
         _gl_context().make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         mujoco.mjv_updateScene(model, data, self._option, None, camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        for thing, rgba in things:
+            self._add(thing, rgba)
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         picture_HWC = np.empty(self._shape_HWC, np.uint8)
         mujoco.mjr_readPixels(picture_HWC, None, self._viewport, self._context)
         return np.ascontiguousarray(picture_HWC[::-1])  # OpenGL's first row is the lowest
+
+    def _add(self, thing: Distractor, rgba: np.ndarray) -> None:
+        geom = self._scene.geoms[self._scene.ngeom]
+        size_3, position_3 = np.full(3, thing.size_m), np.array([*thing.centre_m, thing.size_m])
+        mujoco.mjv_initGeom(geom, GEOM_OF_SHAPE[thing.shape], size_3, position_3, np.eye(3).ravel(), rgba)
+        self._scene.ngeom += 1
 
     def free(self) -> None:
         """Give back the memory in OpenGL; idempotent."""

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mujoco
@@ -11,9 +11,10 @@ from gymnasium.spaces import Box
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
+from gripline.envs.metaworld.observer import Observer
 from gripline.envs.metaworld.scene import Placement, Scene, open_scene
 from gripline.envs.metaworld.success import success_test
-from gripline.envs.suites import TaskInfo
+from gripline.envs.suites import METAWORLD, TaskInfo
 from gripline.types import Perturbation
 
 PHYSICS_STEPS = 5
@@ -26,11 +27,12 @@ STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 @dataclass
 class _Start:
-    """An initial state: the sampler's vector, where it puts things, and the hand one step before its start."""
+    """An initial state: the sampler's vector, where it puts things, and all of it one step before the hand's start."""
 
     vector: np.ndarray
     placement: Placement
-    hand_state: np.ndarray | None = None
+    hand_states: dict[tuple[float, float, float], np.ndarray] = field(default_factory=dict)
+    """For each shift of the hand's start."""
 
 
 _starts: dict[tuple[str, int, str], _Start] = {}
@@ -67,9 +69,11 @@ class Simulator:
         self._prepare_env()
         self._expert = ENV_POLICY_MAP[task]()
         self._solved = success_test(task, self.env)
+        self.observer = Observer(task, self.env, METAWORLD.control_hz)
         self._mocap_3 = self.data.mocap_pos[0]
         self._placement = self.scene.pristine
         self._perturbation = Perturbation()
+        self._hand_start = self.env.hand_init_pos
         self._start: _Start | None = None
         self._claimant = object()
         self._stock_reset_hand = self.env._reset_hand
@@ -92,26 +96,34 @@ class Simulator:
             self.scene.place(self._placement)
             self.scene.owner = self._claimant
         self.scene.show(self._perturbation)
+        self.scene.weigh(self._perturbation.friction_gain, self._perturbation.mass_gain)
 
     def reset(self, init_seed: int, region: str, perturbation: Perturbation) -> None:
         """Put the task into the initial state that its own sampler draws for this seed, whatever happened before.
 
-        The state is the one that the stock `reset()` makes of the same vector, to the bit.
+        Without a perturbation of the hand, the state is the one that the stock `reset()` makes of the same vector, to
+        the bit. Other friction and masses hold from then on: they do not change where things start.
         """
         env, model = self.env, self.scene.model
         self.scene.owner = None
+        self.scene.weigh(1.0, 1.0)
         self._perturbation = perturbation
         self._start = self._drawn_start(init_seed, region)
         self.scene.place(self._start.placement)
         self.scene.owner = self._claimant
         self.scene.show(perturbation)
+        if any(perturbation.hand_offset_m):
+            env.hand_init_pos = self._hand_start + np.array(perturbation.hand_offset_m)
         env._last_rand_vec, env._freeze_rand_vec = self._start.vector, True
         env.curr_path_length = 0
         mujoco.mj_resetData(model, self.data)
         env.reset_model()
+        env.hand_init_pos = self._hand_start
         self._placement = self.scene.placement()
+        self.scene.weigh(perturbation.friction_gain, perturbation.mass_gain)
         self.refresh()  # else objects are drawn where they stood before the reset
         env._prev_obs = env._get_curr_obs_combined_no_goal()
+        self.observer.begin()
 
     def _drawn_start(self, init_seed: int, region: str) -> _Start:
         key = (self.task, init_seed, region)
@@ -143,11 +155,12 @@ class Simulator:
         if self._start is None:
             self._stock_reset_hand(1)  # while a vector is drawn, the hand does not matter
             return
-        if self._start.hand_state is None:
+        offset, known = self._perturbation.hand_offset_m, self._start.hand_states
+        if offset not in known:
             self._stock_reset_hand(steps - 1)
-            self._start.hand_state = self.save()
+            known[offset] = self.save()
         else:
-            mujoco.mj_setState(self.scene.model, self.data, self._start.hand_state, STATE)
+            mujoco.mj_setState(self.scene.model, self.data, known[offset], STATE)
         self._stock_reset_hand(1)
 
     def save(self) -> np.ndarray:

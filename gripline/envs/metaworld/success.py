@@ -48,7 +48,7 @@ def success_test(task: str, env: Any) -> Callable[[], bool]:
     env: the stock environment; its target is read at every call because each reset moves it.
     """
     goal = GOALS[task]
-    points = _points(goal, env.data)
+    points = goal_points(goal, env.data)
     axis = "xyz".find(goal.axis)
 
     def solved() -> bool:
@@ -60,7 +60,7 @@ def success_test(task: str, env: Any) -> Callable[[], bool]:
     return solved
 
 
-def _points(goal: Goal, data: Any) -> list[Any]:
+def goal_points(goal: Goal, data: Any) -> list[Any]:
     """Views into the simulator's memory: they always show the present positions."""
     if goal.kind == "fingers":
         return [data.site("rightEndEffector").xpos, data.site("leftEndEffector").xpos]
