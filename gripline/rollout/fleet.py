@@ -201,9 +201,10 @@ class Fleet:
         return self._ask([actor.handle.take_counters.remote() for actor in self._replicas.values() if actor.ready])
 
     def set_tracing(self, on: bool) -> None:
-        """Let every process record what it does, or stop."""
-        for actor in [*self._workers.values(), *self._replicas.values()]:
-            actor.handle.set_tracing.remote(on)
+        """Let every process record what it does, or stop. Those that are ready do when this returns."""
+        actors = [*self._workers.values(), *self._replicas.values()]
+        told = [(actor.ready, actor.handle.set_tracing.remote(on)) for actor in actors]
+        self._ask([answer for ready, answer in told if ready])
 
     def take_trace(self) -> list[TraceEvent]:
         """What was recorded since the last call, of those that still live."""

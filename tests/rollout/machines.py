@@ -58,7 +58,7 @@ class Machines:
         for actor in actors:
             with suppress(psutil.NoSuchProcess):
                 actor.kill()
-        assert not psutil.wait_procs(actors, timeout=30)[1]
+        until(lambda: not any(map(is_alive, actors)), partial(time.sleep, 0.05))
 
 
 def start(folder: Path, config: RolloutConfig = CONFIG, pace_s: float = 0.03) -> RolloutEngine:
@@ -89,6 +89,14 @@ def roll_out(engine: RolloutEngine, disturb: Callable[[], None] | None = None, c
 def tokens(finished: Iterable[Finished]) -> list[bytes]:
     """What was done, fetched to this process."""
     return [ray.get(episode.trajectory, timeout=60).tokens_TKA.tobytes() for episode in finished]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """One that ended may remain as a zombie until some init process looks after it."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def until(condition: Callable[[], bool], act: Callable[[], object], limit_s: float = 60.0) -> None:
