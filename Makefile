@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo setup gl browser lint format test test-quick check test-cluster images e2e-cluster e2e-kfp compile bench clean
 
-demo: setup gl ## set up, then demonstrations → SFT → RL → evaluation on this machine, eight to fourteen minutes
+demo: setup gl ## set up, then demonstrations → SFT → RL → evaluation on this machine, eight to fifteen minutes
 	$(BIN)/gripline run laptop
 
 setup: .venv/ready ## virtual environment with pinned dependencies
