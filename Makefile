@@ -69,10 +69,12 @@ e2e-kfp: setup gl ## the whole pipeline on Kubeflow Pipelines over these nodes: 
 compile: setup ## write the compiled pipeline that is committed
 	$(BIN)/gripline compile
 
-bench: setup gl ## the figures of docs/results.md, on an idle machine
+bench: setup gl ## the figures of docs/results.md that need no cluster, on an idle machine: more than an hour
 	$(BIN)/python benchmarks/envs.py --json build/envs.json
 	$(BIN)/python benchmarks/laptop.py --seeds 81 82 83 --json build/laptop.json
-	$(BIN)/python benchmarks/write_results.py build/laptop.json
+	$(BIN)/python benchmarks/rollout.py --scale --json build/rollout.json
+	$(BIN)/python benchmarks/evaluation.py --json build/evaluation.json
+	$(BIN)/python benchmarks/write_results.py build/laptop.json build/rollout.json
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -31,6 +31,8 @@ MEANINGS = {
     "time_limit": "nothing went wrong, but the goal was not reached in time",
 }
 """What a type means, for people."""
+MORE_IS_BETTER = frozenset({"joint_margin"})
+"""Conduct of which more is better; of all else less is."""
 STEPS_TO_SUCCESS = "steps_to_success"
 """Conduct that needs no simulator state: mean control steps of the successes."""
 

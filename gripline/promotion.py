@@ -4,13 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gripline.config import PromoteConfig
-from gripline.failures import STEPS_TO_SUCCESS
+from gripline.failures import MORE_IS_BETTER, STEPS_TO_SUCCESS
 
 if TYPE_CHECKING:
     from gripline.summary import Difference, Paired, PolicySummary
-
-BETTER_LARGE = frozenset({"joint_margin"})
-"""Conduct of which more is better; of all else less is."""
 
 
 class Decision(NamedTuple):
@@ -116,7 +113,7 @@ def _conduct(sft: "PolicySummary", rl: "PolicySummary", tolerance: float | None)
 
 def _worsening(name: str, before: float, after: float) -> float:
     """As a share of the value before; negative where it got better."""
-    by = before - after if name in BETTER_LARGE else after - before
+    by = before - after if name in MORE_IS_BETTER else after - before
     return by / max(abs(before), 1e-9)
 
 

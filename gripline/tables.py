@@ -103,7 +103,7 @@ def markdown(summary: Summary) -> str:
 def further_lines(summary: Summary) -> list[str]:
     """How the failures went, and how fast it all was, where that is known."""
     evaluations = {"SFT": summary.sft, "RL": summary.rl}
-    failed = [f"{name} {_failures_text(policy.failures)}" for name, policy in evaluations.items() if policy.failures]
+    failed = [f"{name} {failures_text(policy.failures)}" for name, policy in evaluations.items() if policy.failures]
     speeds = [f"{summary.episodes_per_s[key]:.2g} ({key.upper()})" for key in summary.episodes_per_s]
     lines = [f"Failures on IID and OOD: {'; '.join(failed)}"] if failed else []
     lines += [f"Evaluations: {' and '.join(speeds)} episodes a second"] if speeds else []
@@ -286,7 +286,7 @@ def _ablation_rows(summary: Summary) -> Iterator[Row]:
                 yield Row("ablation", in_words(name), task, sft, rates.ablations[name], None)
 
 
-def _failures_text(failures: dict[str, int]) -> str:
+def failures_text(failures: dict[str, int]) -> str:
     """'41 (never approached 30, dropped 11)': the commonest first."""
     by_count = sorted(failures.items(), key=lambda item: -item[1])
     return f"{sum(failures.values())} ({', '.join(f'{in_words(name)} {count}' for name, count in by_count)})"

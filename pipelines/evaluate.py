@@ -8,7 +8,6 @@ import fcntl
 import os
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -34,7 +33,7 @@ from gripline.splits import Splits, build_splits
 from gripline.stages import CONTEXT_FILE, EvalStage, RunContext
 from gripline.store import RunStore, is_local
 from gripline.summary import Rate, summarise_policy
-from gripline.tables import named_rates, rate_text
+from gripline.tables import failures_text, named_rates, rate_text
 from gripline.tracking import Status, default_tracking_uri, end_parent, ensure_parent
 from pipelines import events, processes
 from pipelines.display import Display
@@ -104,11 +103,10 @@ def show(job: EvalJob, outputs: Mapping[str, Any], console: Console) -> None:
     """The finished evaluation's table, and where it is."""
     env = job.section.env
     records = read_results(job.store.local / job.stage / RESULTS_FILE, job.specs)
-    console.print(success_table(named_rates(summarise_policy(records, shared_scene_tasks(env.suite, env.tasks)))))
-    failures = Counter(record.failure for record in records if record.failure and record.spec.axis == "iid")
-    if failures:
-        told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in failures.most_common())
-        console.print(f"IID failures: {told}", highlight=False)
+    policy = summarise_policy(records, shared_scene_tasks(env.suite, env.tasks))
+    console.print(success_table(named_rates(policy)))
+    if policy.iid_failures:
+        console.print(f"IID failures: {failures_text(policy.iid_failures)}", highlight=False)
     if outputs["errors"]:
         text = f"warning: {outputs['errors']} episodes were lost to simulator errors; the same command runs them again"
         console.print(text, style="yellow", highlight=False)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from gripline.failures import STEPS_TO_SUCCESS, count_failures
+from gripline.failures import MORE_IS_BETTER, STEPS_TO_SUCCESS, count_failures
 from gripline.statistics import mean_interval
 from gripline.types import EpisodeRecord
 
@@ -27,9 +27,13 @@ class Measure:
     name: str
     label: str
     unit: str
-    more_is_better: bool
     scale: float = 1.0
     """From the record's unit to `unit`."""
+
+    @property
+    def more_is_better(self) -> bool:
+        """Or less."""
+        return self.name in MORE_IS_BETTER
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,13 @@ class Conduct:
         return "better" if (self.ci95[0] > 0) == self.measure.more_is_better else "worse"
 
 
-STEPS = Measure(STEPS_TO_SUCCESS, "steps to success", "control steps", more_is_better=False)
+STEPS = Measure(STEPS_TO_SUCCESS, "steps to success", "control steps")
 MEASURES = (
     STEPS,
-    Measure("joint_margin", "smallest distance to a joint limit", "% of the joint's range", True, 100),
-    Measure("peak_joint_speed_rad_s", "peak joint speed", "rad/s", False),
-    Measure("peak_contact_force_n", "peak contact force", "N", False),
-    Measure("jerk_rms_m_s3", "jerk of the hand, RMS", "m/s³", False),
+    Measure("joint_margin", "smallest distance to a joint limit", "% of the joint's range", 100),
+    Measure("peak_joint_speed_rad_s", "peak joint speed", "rad/s"),
+    Measure("peak_contact_force_n", "peak contact force", "N"),
+    Measure("jerk_rms_m_s3", "jerk of the hand, RMS", "m/s³"),
 )
 
 

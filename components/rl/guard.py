@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gripline import progress
 from gripline.errors import UserError
-from gripline.failures import FAILURES, STEPS_TO_SUCCESS, conduct_values, count_failures
+from gripline.failures import FAILURES, MORE_IS_BETTER, STEPS_TO_SUCCESS, conduct_values, count_failures
 from gripline.guard_config import GuardConfig, LimitConfig
 from gripline.types import EpisodeRecord
 
@@ -145,7 +145,7 @@ class Guard:
     def _violated(self, source: Source, task: str, quantity: str, value: float) -> Bound | None:
         limit = self._config.limits[quantity]
         sft = self._memory.sft.get(source, {}).get(task, {}).get(quantity)
-        beyond = operator.lt if quantity == "joint_margin" else operator.gt
+        beyond = operator.lt if quantity in MORE_IS_BETTER else operator.gt
         return next((bound for bound in _bounds(quantity, limit, sft) if beyond(value, bound.value)), None)
 
     def _metrics(
@@ -180,13 +180,13 @@ def _bounds(quantity: str, limit: LimitConfig, sft: float | None) -> list[Bound]
     if limit.absolute is not None:
         bounds.append(Bound(limit.absolute, f"rl.guard.{quantity}.absolute"))
     if limit.factor is not None and sft is not None:
-        milder = min if quantity == "joint_margin" else max
+        milder = min if quantity in MORE_IS_BETTER else max
         value = milder(limit.factor * sft, HARMLESS[quantity])
         bounds.append(Bound(value, f"{limit.factor:g} x the SFT policy's {sft:.3g}"))
     return bounds
 
 
 def _text(violation: Violation, bound: Bound) -> str:
-    side = "below" if violation.quantity == "joint_margin" else "above"
+    side = "below" if violation.quantity in MORE_IS_BETTER else "above"
     where = f"the median success of {violation.task} in {'training' if violation.source == 'train' else 'validation'}"
     return f"{violation.quantity} of {where} is {violation.value:.3g}, {side} the limit {bound.value:.3g} ({bound.why})"
