@@ -195,8 +195,10 @@ class Trainer:
         every = self._rollout.trace_every
         self._engine.record_trace = every > 0 and iteration % every == 0
         sampled = self._sampler.sample(learner_version=learner_version)
-        if self._engine.record_trace and sampled.rounds:
+        if self._engine.trace:
             trace.save(self.trace_folder, iteration, self._engine.trace)
+        self._engine.record_trace = False
+        self._engine.trace.clear()
         return sampled
 
     def _sample_ahead(self, iteration: int) -> Sampled | None:

@@ -63,9 +63,9 @@ class RolloutEngine:
         self.last = RolloutStats()
         """What the latest rollout cost; complete when its iterator is used up."""
         self.record_trace = False
-        """Whether the next rollout is recorded."""
+        """Whether the next rollouts are recorded."""
         self.trace: list[TraceEvent] = []
-        """The latest recorded rollout."""
+        """All recorded rollouts since whoever reads it last emptied it."""
 
     def set_weights(self, weights: Any) -> None:
         """Weights by name (numpy arrays, or a reference to them) for every later episode."""
@@ -103,7 +103,7 @@ class RolloutEngine:
         self._unfinished = None
         run.close_books()
         if recorded:
-            self.trace = self._fleet.take_trace()
+            self.trace += self._fleet.take_trace()
             self._fleet.set_tracing(False)
 
     def __enter__(self) -> "RolloutEngine":

@@ -19,7 +19,9 @@ from gripline import profiles, stopping
 from gripline.checkpoint import Contract, Manifest, Provenance, new_checkpoint, read_manifest
 from gripline.errors import UserError
 from gripline.metrics import MetricsLog, read_metrics
+from gripline.rollout import trace
 from gripline.rollout.stats import RolloutStats
+from gripline.rollout.trace import TraceEvent
 from gripline.seen_states import seen_in, united
 from gripline.splits import build_splits
 from gripline.stages import RlStage, RunContext
@@ -70,7 +72,8 @@ class ScriptedEngine:
     ) -> None:
         self._succeeds, self._conduct = succeeds, conduct
         self.last = RolloutStats()
-        self.trace: list[Any] = []
+        self.trace: list[TraceEvent] = []
+        self._clock_s = 0.0
 
     def set_weights(self, weights: object) -> None:
         pass
@@ -90,6 +93,10 @@ class ScriptedEngine:
             if useless is not None:
                 useless(episode)
             yield episode
+        if self.record_trace:
+            label = f"{len(specs)} of {specs[0].split}"
+            self.trace.append(TraceEvent("step", "worker 0/slot 0", self._clock_s, self._clock_s + 1, label))
+        self._clock_s += 1
 
 
 class Method:
@@ -155,7 +162,8 @@ def attempt(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         after_iteration: Callable[[int], None] = lambda step: None,
         **changes: object,
     ) -> dict[str, Any]:
-        profile = profiles.load("smoke", [f"rl.{name}={value}" for name, value in changes.items()])
+        overrides = [f"rl.{name}={value}" for name, value in changes.items()]
+        profile = profiles.load("smoke", ["rollout.trace_every=1", *overrides])
         splits = build_splits(profile)
         context = RunContext(
             run_name="run",
@@ -476,3 +484,17 @@ def test_penalties_turn_learning_away_from_force(tmp_path: Path, attempt: Callab
     pushing_is_worse = np.array([0.5, 0.0, 1.0, 0.0, 0.5, 0.0, 1.0, 0.0]) - 3 / 8
     for update, advantages in enumerate(groups):
         assert np.allclose(advantages, pushing_is_worse if update else plain), update
+
+
+def test_the_timeline_of_an_iteration_shows_all_its_rounds_and_no_validation(
+    tmp_path: Path, attempt: Callable[..., dict[str, Any]]
+) -> None:
+    """Catches: one round for the whole iteration; a validation, or an earlier iteration, in its picture."""
+    changes = {"iterations": 3, "validate_every": 1, "max_rounds": 2, "min_mixed_groups": 6, "groups_per_task": 2}
+    outputs = attempt(str(tmp_path / "run"), lambda spec: spec.member == 0, **changes)
+    assert outputs["iterations"] == 3
+    files = sorted((tmp_path / "run" / "rl" / "trace").glob("iteration-*.json"))
+    assert len(files) == 3
+    for file in files:
+        labels = [event.label for event in trace.read(file)]
+        assert len(labels) == 2 and all(label.endswith("of train") for label in labels), file.name

@@ -116,3 +116,12 @@ def test_a_checkpoint_that_has_seen_what_is_tested_is_refused(tmp_path: Path) ->
         preflight.check(unseen, clean)
     preflight.check(profile, make_checkpoint(tmp_path / "old", {}), warn=warnings.append)
     assert len(warnings) == 1 and "does not say what it was trained on" in warnings[0]
+
+
+def test_instructions_that_the_policy_cannot_read_are_refused_before_the_run() -> None:
+    """Catches a paraphrase or an unseen task that stops a run in its evaluation, hours later."""
+    longest = max(len(spec.instruction.split()) for spec in build_splits(profiles.load("smoke")).tested)
+    preflight.check(profiles.load("smoke", [f"policy.tiny.max_text_tokens={longest + 1}"]), "")
+    expected = rf"^smoke: policy.tiny.max_text_tokens: is {longest}, .*set it to {longest + 1}"
+    with pytest.raises(UserError, match=expected):
+        preflight.check(profiles.load("smoke", [f"policy.tiny.max_text_tokens={longest}"]), "")
