@@ -6,6 +6,9 @@ import re
 from gripline.errors import UserError
 
 VARIABLE = "MLFLOW_TRACKING_URI"
+STEP_VARIABLE = "GRIPLINE_TRACKING_URI"
+"""What a Secret's VARIABLE is called in a step of the pipeline. Kubeflow's MLflow plugin sets VARIABLE itself, and the
+API server refuses a pod with a variable that has both a value and a Secret."""
 
 
 def redacted(text: str) -> str:
@@ -20,7 +23,12 @@ def refuse(uri: str, field: str) -> None:
         raise UserError(redacted(uri), field, problem, f"leave it out here, and set {VARIABLE} to the whole URI")
 
 
+def from_environment() -> str:
+    """The tracking URI that the environment names, with its password; empty where it names none."""
+    return os.environ.get(STEP_VARIABLE) or os.environ.get(VARIABLE, "")
+
+
 def with_credentials(uri: str) -> str:
     """The URI to connect to: the environment's, where it is the same but for user and password."""
-    whole = os.environ.get(VARIABLE, "")
+    whole = from_environment()
     return whole if redacted(whole) == uri else uri

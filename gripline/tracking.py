@@ -38,7 +38,7 @@ TAGS_VARIABLE = "GRIPLINE_TAGS"
 
 def default_tracking_uri(configured: str, runs_dir: str | Path) -> str:
     """The configured URI, else MLFLOW_TRACKING_URI (without a password), else an SQLite file beside the run folders."""
-    uri = configured or credentials.redacted(os.environ.get(credentials.VARIABLE, ""))
+    uri = configured or credentials.redacted(credentials.from_environment())
     return uri or f"sqlite:///{Path(runs_dir).resolve() / 'mlflow.db'}"
 
 

@@ -15,6 +15,7 @@ from components.plan.component import plan
 from components.rl.component import rl
 from components.sft.component import sft
 from gripline.cluster_config import LONGEST_LAUNCH_S
+from gripline.credentials import STEP_VARIABLE, VARIABLE
 from gripline.stages import STEP_IMAGE
 
 HOUR_S = 3600
@@ -30,13 +31,15 @@ SECRETS = {
         "AWS_DEFAULT_REGION",
     ),
     "gripline-mlflow": (
-        "MLFLOW_TRACKING_URI",
+        VARIABLE,
         "MLFLOW_TRACKING_USERNAME",
         "MLFLOW_TRACKING_PASSWORD",
         "MLFLOW_TRACKING_TOKEN",
     ),
 }
 """Secret -> keys that become variables of every step, where they exist: docs/on_a_cluster.md."""
+RENAMED = {VARIABLE: STEP_VARIABLE}
+"""Key -> its variable, where that is called otherwise."""
 
 
 @dsl.pipeline(
@@ -94,4 +97,4 @@ def post_training(
         task.set_caching_options(task is shown)
         kubernetes.set_timeout(task, hours * HOUR_S)
         for secret, keys in SECRETS.items():
-            kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
+            kubernetes.use_secret_as_env(task, secret, {key: RENAMED.get(key, key) for key in keys}, optional=True)

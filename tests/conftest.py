@@ -38,7 +38,7 @@ def empty_mlflow(tmp_path_factory):
 @pytest.fixture
 def mlflow_uri(tmp_path, empty_mlflow, monkeypatch):
     """Of a real MLflow store in a file, which nothing else knows."""
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "KFP_MLFLOW_CONFIG"):
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "GRIPLINE_TRACKING_URI", "KFP_MLFLOW_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"

@@ -18,6 +18,8 @@ RAY = "/apis/ray.io/v1"
 TIMEOUT_S = 10.0
 SILENT_LOG_S = 20.0
 """A log stream without a line for so long is opened anew: its connection may be dead."""
+CONNECTIONS = 4
+"""Kept open: the log stream takes one, calls of other threads the rest. With fewer, urllib3 warns in the step's log."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 GRANTED_BY = "kubectl apply -k manifests/overlays/… grants it (manifests/base)"
 ACCEPTED = {"Accept": "application/json, */*", "Content-Type": "application/json"}
@@ -315,7 +317,7 @@ def _of_this_pod() -> Connection:
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     return Connection(
         host=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
-        new_pool=lambda: urllib3.PoolManager(ca_certs=str(SERVICE_ACCOUNT / "ca.crt")),
+        new_pool=lambda: urllib3.PoolManager(maxsize=CONNECTIONS, ca_certs=str(SERVICE_ACCOUNT / "ca.crt")),
         headers=lambda: {"authorization": f"Bearer {(SERVICE_ACCOUNT / 'token').read_text().strip()}"},
     )
 

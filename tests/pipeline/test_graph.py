@@ -100,6 +100,16 @@ def test_steps_take_credentials_where_they_exist(documents: list[dict[str, Any]]
         assert secrets.keys() == {"gripline-store", "gripline-mlflow"}
         for secret in secrets.values():
             assert secret["optional"] is True
-            assert all(pair["secretKey"] == pair["envVar"] for pair in secret["keyToEnv"])
-        keys = {pair["envVar"] for secret in secrets.values() for pair in secret["keyToEnv"]}
-        assert {"AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "MLFLOW_TRACKING_PASSWORD"} <= keys
+        variables = {pair["secretKey"]: pair["envVar"] for each in secrets.values() for pair in each["keyToEnv"]}
+        assert {"AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "MLFLOW_TRACKING_PASSWORD"} <= variables.keys()
+        renamed = {key: variable for key, variable in variables.items() if key != variable}
+        assert renamed == {"MLFLOW_TRACKING_URI": "GRIPLINE_TRACKING_URI"}
+
+
+def test_no_step_takes_from_a_secret_what_kubeflows_mlflow_plugin_sets(documents: list[dict[str, Any]]) -> None:
+    """Catches: a variable with both a value and a Secret. The API server refuses such a pod, so no step ever starts."""
+    plugins = {"MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_WORKSPACE"}
+    plugins |= {"MLFLOW_TRACKING_AUTH", "KFP_MLFLOW_CONFIG"}
+    for executor in documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+        taken = {pair["envVar"] for secret in executor["secretAsEnv"] for pair in secret["keyToEnv"]}
+        assert not taken & plugins

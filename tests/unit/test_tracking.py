@@ -345,11 +345,14 @@ def test_where_tracking_goes(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert default_tracking_uri("", tmp_path) == "http://mlflow:5000"
     assert default_tracking_uri("http://mine", tmp_path) == "http://mine"
+    monkeypatch.setenv("GRIPLINE_TRACKING_URI", "http://me:secret@stands-in-a-secret:5000")
+    assert default_tracking_uri("", tmp_path) == "http://stands-in-a-secret:5000"
 
 
-def test_passwords_come_from_the_environment_and_are_never_told(context, monkeypatch, capsys):
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "GRIPLINE_TRACKING_URI"])
+def test_passwords_come_from_the_environment_and_are_never_told(variable, context, monkeypatch, capsys):
     """Catches a password in an error, in the log or in a spool file; a client that has none where one is needed."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
+    monkeypatch.setenv(variable, "http://me:secret@127.0.0.1:1")
     assert default_tracking_uri("", "runs") == "http://127.0.0.1:1"
     assert default_tracking_uri("http://mine", "runs") == "http://mine"
     with pytest.raises(UserError) as refused:
@@ -380,7 +383,7 @@ def test_passwords_come_from_the_environment_and_are_never_told(context, monkeyp
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         public = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", public.replace("://", "://me:secret@"))
+        monkeypatch.setenv(variable, public.replace("://", "://me:secret@"))
         with pytest.raises(UserError) as refused:
             ensure_parent(public, "tests", "run-1", tags={}, params={})
         server.shutdown()

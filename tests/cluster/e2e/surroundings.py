@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from cluster.kube import Kube, suppress_status
+from cluster.kube import Kube
 from cluster.site import eventually, shipped_rights
 
 ROOT = Path(__file__).parents[3]
@@ -62,8 +62,10 @@ def grant(kube: Kube, namespace: str, servers: Servers, *, account: str) -> None
     for item in [*rights, *policies, secret]:
         subjects = {"subjects": [{"namespace": namespace} | each for each in item.get("subjects", [])]}
         path = place(namespace, item["apiVersion"], item["kind"])
-        with suppress_status(409):  # there from another test
-            kube.create(path, item | (subjects if "subjects" in item else {}))
+        named = f"{path}/{item['metadata']['name']}"
+        kube.delete(named)  # an earlier session's Secret names a store that is gone
+        eventually(lambda named=named: kube.get(named) is None, f"end of {named}")
+        kube.create(path, item | (subjects if "subjects" in item else {}))
 
 
 def remove_namespace(kube: Kube, name: str) -> None:

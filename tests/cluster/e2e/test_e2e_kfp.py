@@ -64,9 +64,9 @@ class Pipelines:
         command += [f"{key}={value}" for key, value in arguments.items()]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        found = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", done.stdout)
+        found = re.search(r"runs/details/([0-9a-f-]+)", done.stdout)  # the experiment's link comes before
         assert found, done.stdout
-        return Run(self, name, found[0])
+        return Run(self, name, found[1])
 
     @property
     def client(self) -> Any:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,17 @@ def test_in_a_pod_the_service_account_is_used(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "token").write_text("second\n")
     assert found._connection.headers() == {"authorization": "Bearer second"}
     assert connect("others").namespace == "others"
+
+
+def test_threads_that_call_at_once_leave_no_warnings_in_the_steps_log(
+    server: HttpApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches urllib3's 'Connection pool is full': Kubeflow's executor shows warnings of all libraries."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "unused")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(api, "SERVICE_ACCOUNT", tmp_path)
+    client = KubeApi(Connection(server.url, api._of_this_pod().new_pool, dict), "robots")
+    server.slow_s = 0.2
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(client.rayjobs, ["a=b"] * 3))
+    assert caplog.text == ""
