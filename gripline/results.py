@@ -132,6 +132,7 @@ def _parse(path: Path) -> list[EpisodeRecord]:
                     records.append(EpisodeRecord.model_validate_json(line))
                 except ValidationError as error:
                     raise _damaged(path, number, error) from error
+        gc.freeze()  # nor ever again: what was read is freed when nobody needs it, and holds no cycles
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(str(path), f"line {len(records) + 1}", f"unreadable: {error}", _RERUN) from error
     finally:

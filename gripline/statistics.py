@@ -191,6 +191,7 @@ def mcnemar_power(n: int, gained_share: float, lost_share: float, alpha: float =
     return float(weight @ bdtrc(kept, changed, min(1.0, gained_share / share)))
 
 
+@functools.lru_cache  # of many groups of equal size, some change equally often
 def detectable_difference(n: int, discordance: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """The smallest true difference that the exact McNemar test on n pairs finds with this power, to 0.0001; None if
     there is none.

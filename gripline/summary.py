@@ -195,12 +195,13 @@ def summarise_policy(records: Sequence[EpisodeRecord], shared_scene_tasks: Itera
     ablations |= {
         name + SHARED_SCENE: rate for name, rate in _ablations(in_shared_scene).items() if "instruction" in name
     }
-    tasks = list(dict.fromkeys(record.spec.task for record in records))
-    per_task = {task: _task_rates([record for record in records if record.spec.task == task]) for task in tasks}
+    by_task: dict[str, list[EpisodeRecord]] = {}
+    for record in records:
+        by_task.setdefault(record.spec.task, []).append(record)
     return PolicySummary(
         iid=iid,
         ood=_ood_rates(records),
-        per_task=per_task,
+        per_task={task: _task_rates(own) for task, own in by_task.items()},
         ablations=ablations,
         failures=count_failures([record for record in records if _is_iid(record) or record.spec.split == "ood"]),
         iid_failures=count_failures(_iid(records)),
@@ -210,10 +211,11 @@ def summarise_policy(records: Sequence[EpisodeRecord], shared_scene_tasks: Itera
 
 def compare(sft_records: Sequence[EpisodeRecord], rl_records: Sequence[EpisodeRecord]) -> Paired:
     """RL minus SFT on the episodes that both finished. Raises UserError when the lists hold different episodes."""
-    if {record.spec.key for record in sft_records} != {record.spec.key for record in rl_records}:
+    keys, after = [record.spec.key for record in sft_records], {record.spec.key: record for record in rl_records}
+    if set(keys) != after.keys():
         next_step = "evaluate both policies on the same split lists"
         raise UserError("evaluation", "episodes", "SFT and RL were not evaluated on the same episodes", next_step)
-    return compare_common(sft_records, rl_records)
+    return _compare([(record, after[key]) for record, key in zip(sft_records, keys, strict=True)])
 
 
 def compare_common(baseline: Sequence[EpisodeRecord], candidate: Sequence[EpisodeRecord]) -> Paired:
@@ -222,13 +224,17 @@ def compare_common(baseline: Sequence[EpisodeRecord], candidate: Sequence[Episod
     Raises UserError when there is no IID episode among them.
     """
     after = {record.spec.key: record for record in candidate}
-    pairs = [(record, after[key]) for record in baseline if (key := record.spec.key) in after]
+    return _compare([(record, after[key]) for record in baseline if (key := record.spec.key) in after])
+
+
+def _compare(pairs: Sequence["_Pair"]) -> Paired:
     pairs = [(before, other) for before, other in pairs if not before.error and not other.error]
     iid = _difference([pair for pair in pairs if _is_iid(pair[0])])
     if iid is None:
         raise UserError("evaluation", "iid", "no IID episode finished with both policies", "run the evaluations again")
-    tasks = list(dict.fromkeys(before.spec.task for before, _ in pairs))
-    by_task = {task: [pair for pair in pairs if pair[0].spec.task == task] for task in tasks}
+    by_task: dict[str, list[_Pair]] = {}
+    for pair in pairs:
+        by_task.setdefault(pair[0].spec.task, []).append(pair)
     per_task = {
         task: TaskDifferences(iid=_difference([pair for pair in own if _is_iid(pair[0])]), ood=_ood_differences(own))
         for task, own in by_task.items()
@@ -330,6 +336,8 @@ def _lost_shares(sft: Sequence[EpisodeRecord], rl: Sequence[EpisodeRecord]) -> d
     axes = {"IID": _iid(sft)} | {
         f"OOD {axis}": own for axis, own in _by_axis(record for record in sft if record.spec.split == "ood").items()
     }
+    if not broken:
+        return dict.fromkeys(axes, 0.0)
     return {name: sum(record.spec.key in broken for record in own) / len(own) for name, own in axes.items()}
 
 

@@ -1,13 +1,15 @@
 """The report's pictures of failures and conduct."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -59,7 +61,7 @@ def failures(sft_records: Sequence[EpisodeRecord], rl_records: Sequence[EpisodeR
         left.set_xlim(0, max(limit, 1))
         right.set_xlim(0, max(limit, 1))
         shown = [name for name in COLOURS if any(name in each.by_type for own in by_task for each in own.values())]
-        _type_legend(figure, shown)
+        _legend_above(figure, _patches(shown))
     return figure
 
 
@@ -81,9 +83,8 @@ def guard(rl_curve: Curve) -> Figure | None:
     if not quantities and not has_failures:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, panels = _panels(len(quantities) + has_failures, 2.3)
-        if has_failures:
-            _failure_shares(figure, panels.pop(0), rl_curve)
+        figure, panels = _panels(len(quantities) + has_failures, 2.5)
+        handles: dict[str, Artist] = _failure_shares(panels.pop(0), rl_curve) if has_failures else {}
         for axes, each in zip(panels, quantities, strict=True):
             for source, colour, marker in (("train", RL_COLOUR, ""), ("val", INK, "o")):
                 curve_line(
@@ -95,32 +96,42 @@ def guard(rl_curve: Curve) -> Figure | None:
                     scale=each.scale,
                     marker=marker,
                 )
-            axes.set_title(f"Successes: {each.label}", fontsize=8.5)
+            handles |= {str(line.get_label()): line for line in axes.lines}
+            axes.set_title(each.label, fontsize=8.5)
             axes.set_ylabel(each.unit, fontsize=8)
             axes.grid(axis="y")
-            axes.legend(fontsize=7)
-        figure.supxlabel("iteration", fontsize=9, color=QUIET)
+        _legend_above(figure, handles, rows=2)
+        note = " (movement: of successful episodes)" if quantities else ""
+        figure.supxlabel(f"iteration{note}", fontsize=9, color=QUIET)
     return figure
 
 
-def _type_legend(figure: Figure, names: Sequence[str]) -> None:
-    handles = [Patch(facecolor=COLOURS[name], label=in_words(name)) for name in names]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handlelength=1, columnspacing=1.4)
+def _patches(names: Sequence[str]) -> dict[str, Artist]:
+    return {name: Patch(facecolor=COLOURS[name], label=in_words(name)) for name in names}
+
+
+def _legend_above(figure: Figure, handles: Mapping[str, Artist], rows: int = 1) -> None:
+    """Outside of the panels, where it hides nothing."""
+    columns = math.ceil(len(handles) / rows)
+    if handles:
+        figure.legend(
+            handles=list(handles.values()), loc="outside upper left", ncols=columns, handlelength=1, columnspacing=1.4
+        )
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels, at most three beside each other; height: of one, in inches."""
     columns = 2 if count in (2, 4) else min(count, 3)
     lines = math.ceil(count / columns)
-    figure = Figure(figsize=(10.4, height * lines), layout="constrained")
+    figure = Figure(figsize=(10.4, height * lines), layout=ConstrainedLayoutEngine(h_pad=0.08))
     panels = list(figure.subplots(lines, columns, squeeze=False).flatten())
     for axes in panels[count:]:
         axes.set_visible(False)
     return figure, panels[:count]
 
 
-def _failure_shares(figure: Figure, axes: Axes, rl_curve: Curve) -> None:
-    """Stacked shares of the sampled episodes that failed in each way."""
+def _failure_shares(axes: Axes, rl_curve: Curve) -> dict[str, Artist]:
+    """Stacked shares of the sampled episodes that failed in each way; returns the legend's part of it."""
     shown = [row for row in rl_curve if f"guard/train/failure/{FAILURES[0]}" in row]
     shares = {name: [100 * row[f"guard/train/failure/{name}"] for row in shown] for name in FAILURES}
     occurring = [name for name in FAILURES if any(shares[name])]
@@ -128,9 +139,9 @@ def _failure_shares(figure: Figure, axes: Axes, rl_curve: Curve) -> None:
         steps = [row["step"] for row in shown]
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.stackplot(steps, *(shares[name] for name in occurring), colors=[COLOURS[name] for name in occurring])
-        _type_legend(figure, occurring)
     axes.set_title("Sampled episodes that failed, %", fontsize=8.5)
     axes.set_ylim(bottom=0)
+    return _patches(occurring)
 
 
 def _split(record: EpisodeRecord) -> str:
@@ -141,11 +152,11 @@ def _stacked_rows(axes: Axes, counts: Sequence[dict[str, Failures]]) -> None:
     """counts: of SFT and of RL."""
     names = list(dict.fromkeys(name for own in counts for name in own))
     bars: list[tuple[float, Failures]] = []
-    for (policy, colour), own, offset in zip(POLICIES, counts, (-0.19, 0.19), strict=True):
+    for (policy, _), own, offset in zip(POLICIES, counts, (-0.19, 0.19), strict=True):
         bars += [(y + offset, own[name]) for y, name in enumerate(names) if name in own]
         for y, name in enumerate(names):
             if name in own:
-                _beside(axes, (0, y + offset), policy, -4, color=colour)
+                _beside(axes, (0, y + offset), policy, -4, color=INK)
     ends = np.zeros(len(bars))
     rows: list[float] = [row for row, _ in bars]
     for kind, colour in COLOURS.items():

@@ -71,7 +71,7 @@ def render_html(comparison: Comparison) -> str:
         is_total=is_total,
         success_text=success_text,
         differences={pair.run: pair.difference for pair in comparison.pairs},
-        looks=_looks(comparison),
+        marks={name: plots.on_page(colour) for name, (colour, _) in _looks(comparison).items()},
         behaviour=_behaviour(comparison),
         picture=Markup(plots.inline_svg(picture(comparison))),
         colours={"sft": plots.SFT_COLOUR, "rl": plots.RL_COLOUR},

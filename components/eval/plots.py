@@ -177,6 +177,11 @@ def inline_svg(figure: Figure) -> str:
     return text[text.index("<svg") :].strip()
 
 
+def on_page(colour: str) -> str:
+    """A figure's colour as the page writes it."""
+    return f"var({THEMED[colour]})" if colour in THEMED else colour
+
+
 def data_uri(content: bytes, mime: str) -> str:
     """Bytes as a URI that needs no file."""
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
@@ -280,7 +285,7 @@ def _heat_panel(axes: Axes, policy: PolicySummary, tasks: list[str], names: list
     for y, line in enumerate(values):
         for x, value in enumerate(line):
             text = "–" if value != value else f"{value:.0f}"
-            colour = QUIET if value != value else "#fefefe" if value > 55 else "#101010"
+            colour = QUIET if value != value else "#fefefe" if value > 70 else "#101010"
             inside(axes, x + 0.5, y + 0.5, text, color=colour)
     labels = ["IID" if name == "iid" else _wrapped(in_words(name)) for name in names]
     axes.set_xticks([x + 0.5 for x in range(len(names))], labels)

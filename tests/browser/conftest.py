@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE_MS = 120_000
+"""A machine that also builds something else needs minutes for what takes a second."""
 
 
 @dataclass
@@ -28,7 +30,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path)
+        chromium = playwright.chromium.launch(executable_path=path, timeout=PATIENCE_MS)
         yield chromium
         chromium.close()
 
@@ -40,6 +42,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
 
     def go(url: str, width_px: int = 1280, **options: Any) -> Visit:
         context = browser.new_context(viewport={"width": width_px, "height": 900}, **options)
+        context.set_default_timeout(PATIENCE_MS)
         opened.append(context)
         seen = Visit(context.new_page())
         seen.page.on("console", lambda said: seen.complaints.append(said.text) if said.type == "error" else None)

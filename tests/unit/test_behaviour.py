@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from components.eval import behaviour_plots
-from components.eval.behaviour import UNCLASSIFIED, conduct, failures_by, has_failure_types, is_counted
+from components.eval.behaviour import MEASURES, UNCLASSIFIED, conduct, failures_by, has_failure_types, is_counted
 from components.eval.behaviour_plots import COLOURS
 from gripline.failures import FAILURES
 from gripline.statistics import mean_interval
@@ -126,7 +126,25 @@ def test_the_guard_is_drawn_where_it_looked() -> None:
     figure = behaviour_plots.guard(curve)
     failed, margin = figure.axes
     assert failed.get_ylim()[1] == pytest.approx(50, rel=0.1)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dropped"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dropped", "greedy, validation states"]
     (line,) = margin.lines
     assert list(line.get_ydata()) == pytest.approx([0, 10, 20])
     assert behaviour_plots.guard([{"step": 0, "guard/train/conduct/joint_margin": 0.1}]) is not None
+
+
+def test_the_guards_figure_hides_and_cuts_nothing() -> None:
+    """Catches a legend that lies on the curves, wherever they go, and texts that run out of the picture."""
+    names = [f"failure/{name}" for name in FAILURES] + [f"conduct/{measure.name}" for measure in MEASURES]
+    values = {f"guard/{source}/{name}": 0.1 for source in behaviour_plots.SOURCES for name in names}
+    curve = [{"step": step, **values} for step in range(3)]
+    figure = behaviour_plots.guard(curve)
+    assert len(figure.axes) == 1 + len(MEASURES)
+    assert not [axes for axes in figure.axes if axes.get_legend()]
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(FAILURES) + 2
+    boxes = [legend.get_window_extent(), *(axes.title.get_window_extent() for axes in figure.axes)]
+    boxes += [text.get_window_extent() for text in (figure.axes[-1].xaxis.label, figure.axes[-1].yaxis.label)]
+    for box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1

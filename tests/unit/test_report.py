@@ -6,8 +6,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from reports import BLIND, TASKS, evaluation, many, report_data, summary_of
 
+from components.eval import plots
 from components.eval.report import EMBEDDED_BYTES, ReportData, figures, render_html, write_report
 from components.eval.videos import Video
 from gripline.errors import UserError
@@ -91,6 +94,23 @@ def test_the_page_says_what_matters(data):
     assert all(f'<tr class="task"> <td>{task}</td>' in re.sub(r"\s+", " ", text) for task in TASKS)
     assert "<1>" not in text
     assert "nan" not in seen.lower()
+
+
+def test_numbers_stand_out_in_the_heat_map(data):
+    """Catches white on light blue: of black and white, the one with more contrast to its cell is taken."""
+
+    def luminance(colour):
+        red, green, blue = (each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in colour[:3])
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    shades = {value: luminance(colormaps["Blues"](value / 100)) for value in range(0, 101, 5)}
+    axes = ["iid", *(f"axis-{value}" for value in shades)]
+    successes = {"iid": 10} | dict(zip(axes[1:], [value // 5 for value in shades], strict=True))
+    panel = plots.heat_map(summary_of(evaluation(successes), evaluation(successes))).axes[0]
+    seen = {int(text.get_text()): luminance(to_rgb(text.get_color())) for text in panel.texts}
+    assert seen.keys() == shades.keys()
+    for value, ink in seen.items():
+        assert (max(ink, shades[value]) + 0.05) / (min(ink, shades[value]) + 0.05) > 4.3
 
 
 def test_the_same_data_give_the_same_bytes(data):
