@@ -3,16 +3,16 @@
 This module imports nothing heavy: a configuration error is answered before torch, Ray or MuJoCo are touched.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from gripline.cluster_config import ClusterConfig
 from gripline.guard_config import GuardConfig
-from gripline.section import Section
+from gripline.section import YAML_OFF, Section
 from gripline.splits_config import Range, SplitsConfig, VariationConfig, shifts
 
-GateAction = Literal["stop", "warn", "off"]
+GateAction = Annotated[Literal["stop", "warn", "off"], YAML_OFF]
 """What a gate does about what it finds; 'off' does not even look."""
 
 

@@ -1,10 +1,10 @@
 """What RL's guard watches for: successes that come with less safety or smoothness than the SFT policy's."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from gripline.section import Section
+from gripline.section import YAML_OFF, Section
 
 
 class LimitConfig(Section):
@@ -18,7 +18,7 @@ class LimitConfig(Section):
 class GuardConfig(Section):
     """`joint_margin` must not fall below its limit, the others must not rise above theirs."""
 
-    mode: Literal["off", "warn", "stop", "penalise"] = "warn"
+    mode: Annotated[Literal["off", "warn", "stop", "penalise"], YAML_OFF] = "warn"
     """'warn': say so once per quantity. 'stop': end RL with a checkpoint. 'penalise': warn, and take `penalty` from the
     reward of each success that violates a limit. Figures are logged in every mode, and only 'penalise' changes what is
     learned."""
@@ -43,11 +43,6 @@ class GuardConfig(Section):
     def decides(self) -> bool:
         """Whether it changes what is learned. If not, a run may be continued with another guard."""
         return self.mode == "penalise"
-
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _yaml_reads_off_as_false(cls, mode: object) -> object:
-        return "off" if mode is False else mode
 
     @model_validator(mode="after")
     def _factors_leave_the_sft_policy_alone(self) -> Self:

@@ -1,10 +1,14 @@
 """Profiles: what is shipped loads, and every mistake is one line that names place, field and next step."""
 
+import operator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from gripline import profiles
 from gripline.config import Profile
@@ -120,3 +124,20 @@ def test_any_value_is_taken_or_refused_in_one_line(value: object) -> None:
             assert isinstance(profiles.load("laptop", [f"{key}={value}"]), Profile)
         except UserError as refused:
             assert "\n" not in refused.line
+
+
+def choices_with_off(section: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Every field of the schema that may be 'off', as `--set` names it."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from choices_with_off(field.annotation, f"{path}{name}.")
+        elif get_origin(field.annotation) is Literal and "off" in get_args(field.annotation):
+            yield f"{path}{name}"
+
+
+def test_off_needs_no_quotes() -> None:
+    """Catches YAML's own reading of the word: `promote.gate_fit=off` was refused as False."""
+    names = list(choices_with_off(Profile))
+    assert {"promote.gate_fit", "rl.guard.mode"} <= set(names)
+    profile = profiles.load("smoke", [f"{name}=off" for name in names])
+    assert {operator.attrgetter(name)(profile) for name in names} == {"off"}
