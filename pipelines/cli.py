@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from gripline import __version__
 from gripline.errors import UserError, did_you_mean
 from pipelines import cli_arguments
+from pipelines.surroundings import reader_has_left
 
 if TYPE_CHECKING:
     from gripline.config import Profile
 
 WRONG_INPUT = 2
-INTERRUPTED = 130
+INTERRUPTED, READER_LEFT = 130, 141
 NEEDED = {"kfp": "pipelines", "ray": "rl", "mlflow": "tracking", "mujoco": "sim"}
 """What a local run imports -> the extra that brings it."""
 
@@ -38,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(options.parser.prog, unknown[0], "unknown option", did_you_mean(unknown[0], known))
         command: Callable[[argparse.Namespace], int] = options.command
         status = command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_has_left():
+            raise
+        status = READER_LEFT
     except UserError as error:
         print(error.line if error.where.startswith("gripline") else f"gripline: {error.line}", file=sys.stderr)
         status = WRONG_INPUT

@@ -1,6 +1,9 @@
 """What the front end puts around work on this machine: variables, a scratch folder, signals that end it in order."""
 
+import os
+import select
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,3 +65,17 @@ def scratch_folder() -> Iterator[str]:
         parent = "/tmp"
     with tempfile.TemporaryDirectory(prefix="gripline-", dir=parent, ignore_cleanup_errors=True) as scratch:
         yield scratch
+
+
+def reader_has_left() -> bool:
+    """Whether whoever reads standard output has seen enough, such as `head`. If so, the rest goes nowhere."""
+    try:
+        output = sys.stdout.fileno()
+        poll = select.poll()
+        poll.register(output, 0)
+        left = any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):  # it is no file
+        return False
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return left

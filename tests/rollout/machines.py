@@ -113,7 +113,8 @@ def env_pods(folder: Path) -> None:
     with ray_cluster(CONFIG):
         assert not simulators_run_here()
         with start(folder) as engine:
-            assert len(engine._fleet.ready_workers) == 2, "it begins with those that are there"
+            assert 0 < len(engine._fleet.ready_workers) <= 2, "it begins with those that are there"
+            until(lambda: len(engine._fleet.ready_workers) == 2, lambda: roll_out(engine, count=4))  # one may be slow
             calm = tokens(roll_out(engine))
             machines.add(env=2)
             until(lambda: len(engine._fleet.ready_workers) == 4, lambda: roll_out(engine, count=4))

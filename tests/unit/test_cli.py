@@ -178,3 +178,24 @@ def test_doctor_reports_and_never_fails(monkeypatch: pytest.MonkeyPatch, capsys:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(doctor.PROBES)
     assert "✗ gpu        RuntimeError: driver mismatch" in lines
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
+    """Catches the traceback of `gripline … | head`, also where the output is smaller than its buffer."""
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "profiles"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, "")
+
+
+def test_a_broken_connection_is_no_reader_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a fault of ours that passes for `| head`."""
+    import pipelines.cli
+
+    def broken(options: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(pipelines.cli, "_profiles", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["profiles"])
