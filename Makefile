@@ -72,6 +72,7 @@ compile: setup ## write the compiled pipeline that is committed
 bench: setup gl ## the figures of docs/results.md that need no cluster, on an idle machine: more than an hour
 	$(BIN)/python benchmarks/envs.py --json build/envs.json
 	$(BIN)/python benchmarks/laptop.py --seeds 81 82 83 --json build/laptop.json
+	$(BIN)/python benchmarks/overlap.py --from build/laptop-runs/laptop-32452843-81/sft/checkpoint --json build/overlap.json
 	$(BIN)/python benchmarks/rollout.py --scale --json build/rollout.json
 	$(BIN)/python benchmarks/evaluation.py --json build/evaluation.json
 	$(BIN)/python benchmarks/write_results.py build/laptop.json build/rollout.json

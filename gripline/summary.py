@@ -4,8 +4,9 @@ The episodes of both policies are counted per task and split, compared pairwise,
 instruction. Only counting happens here; the statistics are in `gripline.statistics`, tables in `gripline.tables`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +19,7 @@ from gripline.promotion import promotion_decision
 from gripline.statistics import holm, paired_comparison, wilson_interval
 from gripline.types import EpisodeRecord
 
+_Item = TypeVar("_Item")
 SHARED_SCENE = "_shared_scene"
 """Suffix of the ablations over those tasks only that share a scene, where nothing but the text tells what to do."""
 
@@ -195,9 +197,7 @@ def summarise_policy(records: Sequence[EpisodeRecord], shared_scene_tasks: Itera
     ablations |= {
         name + SHARED_SCENE: rate for name, rate in _ablations(in_shared_scene).items() if "instruction" in name
     }
-    by_task: dict[str, list[EpisodeRecord]] = {}
-    for record in records:
-        by_task.setdefault(record.spec.task, []).append(record)
+    by_task = _grouped(records, lambda record: record.spec.task)
     return PolicySummary(
         iid=iid,
         ood=_ood_rates(records),
@@ -232,9 +232,7 @@ def _compare(pairs: Sequence["_Pair"]) -> Paired:
     iid = _difference([pair for pair in pairs if _is_iid(pair[0])])
     if iid is None:
         raise UserError("evaluation", "iid", "no IID episode finished with both policies", "run the evaluations again")
-    by_task: dict[str, list[_Pair]] = {}
-    for pair in pairs:
-        by_task.setdefault(pair[0].spec.task, []).append(pair)
+    by_task = _grouped(pairs, lambda pair: pair[0].spec.task)
     per_task = {
         task: TaskDifferences(iid=_difference([pair for pair in own if _is_iid(pair[0])]), ood=_ood_differences(own))
         for task, own in by_task.items()
@@ -302,10 +300,15 @@ def _iid(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
 
 
 def _by_axis(records: Iterable[EpisodeRecord]) -> dict[str, list[EpisodeRecord]]:
-    axes: dict[str, list[EpisodeRecord]] = {}
-    for record in records:
-        axes.setdefault(record.spec.axis, []).append(record)
-    return axes
+    return _grouped(records, lambda record: record.spec.axis)
+
+
+def _grouped(items: Iterable[_Item], name: Callable[[_Item], str]) -> dict[str, list[_Item]]:
+    """By name, in the order in which names first occur."""
+    groups: dict[str, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(name(item), []).append(item)
+    return groups
 
 
 def _rate(records: Sequence[EpisodeRecord]) -> Rate | None:
@@ -387,10 +390,7 @@ def _difference(pairs: Sequence[_Pair]) -> Difference | None:
 
 
 def _ood_differences(pairs: Sequence[_Pair]) -> dict[str, Difference]:
-    axes: dict[str, list[_Pair]] = {}
-    for pair in pairs:
-        if pair[0].spec.split == "ood":
-            axes.setdefault(pair[0].spec.axis, []).append(pair)
+    axes = _grouped((pair for pair in pairs if pair[0].spec.split == "ood"), lambda pair: pair[0].spec.axis)
     found = {axis: difference for axis, own in axes.items() if (difference := _difference(own)) is not None}
     corrected = holm([difference.p for difference in found.values()])
     return {

@@ -66,7 +66,7 @@ def start_local_cluster(config: RolloutConfig) -> str:
                 logging_level="error",
             )
             break
-        except Exception:
+        except Exception:  # raised again after the last try
             # Ray raises no narrower class when its processes need more than its fixed 30 s, on a busy laptop.
             ray.shutdown()
             if not tries_left:
